@@ -1,0 +1,22 @@
+//! Domain types that every dfs process shares: identifiers, attributes, layouts, checksums, error codes, backoff,
+//! configuration units and crash-safe file helpers.
+//!
+//! This crate must stay free of runtimes, RPC libraries and databases: it is the vocabulary, not the machinery.
+
+pub mod attr;
+pub mod backoff;
+pub mod checksum;
+pub mod config;
+pub mod durable;
+pub mod error;
+pub mod id;
+pub mod layout;
+pub mod name;
+pub mod node;
+pub mod ports;
+pub mod units;
+
+pub use attr::{Attr, FileKind, SetAttr, SetTime};
+pub use error::ErrorCode;
+pub use id::{ChunkId, ClusterId, FileId, InodeId, NodeId, SessionId, Uuid};
+pub use layout::{ChunkRef, Layout};

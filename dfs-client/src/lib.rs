@@ -1,1 +1,34 @@
-//! placeholder
+//! Client library of dfs: everything between a program's request and the cluster.
+//!
+//! A [`Dfs`] is one connection to a cluster with one session. It finds the metadata leader, retries until the deadline of
+//! each operation, gives every mutation its effect once, writes file versions through [`Writer`] and reads them through
+//! [`Reader`], all under one memory budget. It knows nothing of FUSE and of command lines (but [`config::ClientArgs`]
+//! describes its options, so that every program spells them alike).
+//!
+//! Rooms: `cluster` (leader, retry, session), `meta` (namespace), `chunk` (bytes to and from storage nodes), `write`,
+//! `read`, `budget`, `transfer` (whole files from and to the local disk).
+
+pub mod config;
+pub mod transfer;
+
+mod budget;
+mod chunk;
+mod cluster;
+mod dfs;
+mod error;
+mod files;
+mod hash;
+mod meta;
+mod nodes;
+mod options;
+mod placement;
+mod read;
+mod types;
+mod write;
+
+pub use dfs::Dfs;
+pub use error::{Attempt, Error};
+pub use options::{Options, Settings};
+pub use read::Reader;
+pub use types::{Created, DirEntry, DirPage, FilePage, ListedFile, NewFile, NewNode, RenameFlags, StatFs};
+pub use write::Writer;

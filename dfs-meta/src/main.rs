@@ -1,2 +1,72 @@
-//! placeholder
-fn main() {}
+//! `dfs-meta`: see the library.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use dfs_meta::{
+    config::{Config, LogFormat},
+    server::Server,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// What the libraries underneath report is either reported by ourselves, once, or is not for the person who runs the node:
+/// openraft writes several warnings and errors a second while a peer is down. A filter that names them wins.
+const QUIET: [&str; 3] = ["openraft", "sled", "h2"];
+
+fn main() -> ExitCode {
+    let config = Config::load(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    match run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dfs-meta: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: &Config) -> anyhow::Result<()> {
+    start_log(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.worker_threads.into())
+        .max_blocking_threads(16)
+        .thread_name("dfs-meta")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(serve(config));
+    // A disk that hangs must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    result
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    let mut directives = config.log.clone();
+    for library in QUIET.iter().filter(|library| !config.log.contains(**library)) {
+        directives.push_str(&format!(",{library}=off"));
+    }
+    let filter = EnvFilter::try_new(&directives).with_context(|| format!("--log {:?} is no filter", config.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    let mut server = tokio::select! {
+        server = Server::start(config) => server?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let result = tokio::select! {
+        failed = server.failed() => Err(failed.into()),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    server.stop().await;
+    result
+}

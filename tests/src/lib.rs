@@ -1,1 +1,20 @@
-//! placeholder
+//! A cluster of real processes for tests: metadata and storage nodes on loopback addresses, real FUSE mounts, kills.
+//!
+//! Nothing here knows the insides of dfs: the harness starts the programs by their command lines and looks at them from
+//! outside, as an administrator would. Three rules hold for every test:
+//!
+//! - waiting is for a condition with a deadline ([`wait::until`]), never for a while;
+//! - [`Cluster::finish`] ends the cluster by SIGTERM, demands exit code 0 of every process, and fails on any line of WARN or
+//!   ERROR in a log that the test did not announce, and on any panic;
+//! - whatever happens, dropping the cluster leaves no process and no mount behind.
+
+pub mod bins;
+pub mod cluster;
+pub mod files;
+pub mod logs;
+pub mod mount;
+pub mod process;
+pub mod wait;
+
+pub use cluster::{Builder, Cluster, Output};
+pub use mount::Mount;

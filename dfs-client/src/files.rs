@@ -1,0 +1,198 @@
+//! Files as a whole, and the administrator's questions.
+
+use std::sync::Arc;
+
+use dfs_common::{Attr, ErrorCode, InodeId, Layout};
+use dfs_proto::{
+    convert::{self, NodeAddress},
+    status::RpcError,
+    transport,
+    v1::{
+        self, admin_service_client::AdminServiceClient, mutate_request::Op,
+        storage_service_client::StorageServiceClient,
+    },
+};
+use tonic::{Response, Status, transport::Channel};
+
+use crate::{
+    Created, Dfs, Error, FilePage, ListedFile, Reader, Writer,
+    cluster::{Session, metadata},
+    meta::attr,
+    write::Start,
+};
+
+impl Dfs {
+    /// Files whose path starts with `prefix`, behind the path `after` (empty: from the start), at most `limit`, in byte
+    /// order of their paths.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn list_files(&self, prefix: &[u8], after: &[u8], limit: u32) -> Result<FilePage, Error> {
+        let what = || format!("listing files \"{}*\"", prefix.escape_ascii());
+        let (prefix, after) = (prefix.to_vec().into(), after.to_vec().into());
+        let request = v1::ListFilesRequest { prefix, after, limit };
+        let page =
+            self.shared.cluster.call(&what, request, |c, q| async move { metadata(c).list_files(q).await }).await?;
+        let file = |wire: v1::ListedFile| Ok::<_, Error>(ListedFile { path: wire.path.into(), attr: attr(wire.attr)? });
+        Ok(FilePage { files: page.files.into_iter().map(file).collect::<Result<_, _>>()?, end: page.end })
+    }
+
+    /// State of the whole cluster, as the leader knows it.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn cluster_status(&self) -> Result<v1::ClusterStatusResponse, Error> {
+        let what = || "state of the cluster".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).cluster_status(q).await };
+        self.shared.cluster.call(&what, v1::ClusterStatusRequest {}, ask).await
+    }
+
+    /// State of the metadata node at `address`, asked once and directly.
+    ///
+    /// # Errors
+    /// It does not answer within the call's timeout.
+    pub async fn meta_status(&self, address: &str) -> Result<v1::MetaStatusResponse, Error> {
+        let ask = |c| async move { AdminServiceClient::new(c).meta_status(v1::MetaStatusRequest {}).await };
+        self.ask_once("metadata node", address, ask).await
+    }
+
+    /// Makes the metadata leader write a snapshot now; gives the index of the log that it covers.
+    ///
+    /// # Errors
+    /// No answer within the deadline, or the snapshot failed.
+    pub async fn trigger_snapshot(&self) -> Result<u64, Error> {
+        let what = || "writing a metadata snapshot".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).trigger_snapshot(q).await };
+        Ok(self.shared.cluster.call(&what, v1::TriggerSnapshotRequest {}, ask).await?.applied_index)
+    }
+
+    /// State of the storage node at `address`, asked once and directly.
+    ///
+    /// # Errors
+    /// It does not answer within the call's timeout.
+    pub async fn node_status(&self, address: &str) -> Result<v1::NodeStatusResponse, Error> {
+        let ask = |c| async move { StorageServiceClient::new(c).node_status(v1::NodeStatusRequest {}).await };
+        self.ask_once("storage node", address, ask).await
+    }
+
+    /// Which of the chunks the storage node at `address` has; asked once and directly.
+    ///
+    /// # Errors
+    /// It does not answer within the call's timeout.
+    pub(crate) async fn stat_chunks(&self, address: &str, chunk_ids: Vec<bytes::Bytes>) -> Result<Vec<bool>, Error> {
+        let request = v1::StatChunksRequest { chunk_ids };
+        let ask = |c| async move { StorageServiceClient::new(c).stat_chunks(request).await };
+        Ok(self.ask_once("storage node", address, ask).await?.present)
+    }
+
+    async fn ask_once<R, Fut>(&self, what: &str, address: &str, ask: impl FnOnce(Channel) -> Fut) -> Result<R, Error>
+    where
+        Fut: Future<Output = Result<Response<R>, Status>>,
+    {
+        let options = &self.shared.options;
+        let channel = transport::connect(address, options.connect_timeout)
+            .map_err(|error| Error::new(ErrorCode::InvalidArgument, format!("{what}: {error}")))?;
+        match tokio::time::timeout(options.rpc_timeout, ask(channel)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(Error::from(RpcError::from(status)).context(&format!("{what} {address}"))),
+            Err(_) => {
+                let message = format!("{what} {address}: no answer within {:?}", options.rpc_timeout);
+                Err(Error::new(ErrorCode::TimedOut, message))
+            }
+        }
+    }
+
+    /// Layout of the published version of a file, with the addresses of the nodes in it.
+    ///
+    /// # Errors
+    /// `NotFound` also if the file was never published; `IsDirectory`; no answer within the deadline.
+    pub async fn layout(&self, ino: InodeId) -> Result<(Attr, Layout, Vec<NodeAddress>), Error> {
+        let what = || format!("layout of inode {ino}");
+        let request = v1::GetFileRequest { by: Some(v1::get_file_request::By::Ino(ino.0)) };
+        let answer =
+            self.shared.cluster.call(&what, request, |c, q| async move { metadata(c).get_file(q).await }).await?;
+        let layout =
+            answer.layout.ok_or_else(|| Error::new(ErrorCode::NotFound, format!("{}: not published", what())))?;
+        let (layout, nodes) = convert::layout(layout)?;
+        self.shared.nodes.learn(nodes.clone());
+        Ok((attr(answer.attr)?, layout, nodes))
+    }
+
+    /// Opens the published version of a file for reading.
+    ///
+    /// # Errors
+    /// As [`Dfs::layout`].
+    pub async fn open_reader(&self, ino: InodeId) -> Result<Reader, Error> {
+        // The version is pinned in a session.
+        self.shared.cluster.session().await?;
+        let (attr, layout, _) = self.layout(ino).await?;
+        let layout = Arc::new(layout);
+        self.shared.layouts.put(&layout);
+        Ok(self.reader(attr, layout))
+    }
+
+    /// Opens the version that `attr` names, which the caller knows to be current enough: without a call if it was open
+    /// lately.
+    ///
+    /// # Errors
+    /// As [`Dfs::layout`].
+    pub async fn open_reader_of(&self, attr: &Attr) -> Result<Reader, Error> {
+        match attr.file_id.and_then(|file_id| self.shared.layouts.get(file_id)) {
+            Some(layout) => Ok(self.reader(attr.clone(), layout)),
+            None => self.open_reader(attr.ino).await,
+        }
+    }
+
+    fn reader(&self, attr: Attr, layout: Arc<Layout>) -> Reader {
+        let pin = self.shared.cluster.sessions.pin(layout.file_id());
+        Reader::new(self.shared.clone(), attr, layout, pin)
+    }
+
+    /// A writer of the pending version that [`Dfs::create`] made.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the file existed (use [`Dfs::open_writer`]); `SessionExpired` if the session has ended since.
+    pub async fn open_new_writer(&self, created: &Created) -> Result<Writer, Error> {
+        let Some(file_id) = created.file_id else {
+            let message = format!("inode {} existed: it has no new pending version", created.attr.ino);
+            return Err(Error::new(ErrorCode::InvalidArgument, message));
+        };
+        let session = self.shared.cluster.session().await?;
+        if session.id != created.session {
+            let message = format!("inode {}: the session in which it was created has ended", created.attr.ino);
+            return Err(Error::new(ErrorCode::SessionExpired, message));
+        }
+        let start = Start { session, file_id, attr: created.attr.clone(), base: None, published: false };
+        Ok(Writer::new(self.shared.clone(), self.settings().chunk_size, start))
+    }
+
+    /// A writer of a new version of an existing file, which starts with the published content or empty.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsDirectory`; no answer within the deadline.
+    pub async fn open_writer(&self, ino: InodeId, truncate: bool) -> Result<Writer, Error> {
+        let what = format!("opening inode {ino} for writing");
+        let op = Op::OpenWrite(v1::OpenWrite { ino: ino.0 });
+        let (session, answer) = self.shared.cluster.mutate(what, op).await?;
+        let file_id = convert::file_id(&answer.file_id)?;
+        let attr = attr(answer.attr)?;
+        self.start_writer(session, file_id, attr, truncate).await
+    }
+
+    async fn start_writer(
+        &self,
+        session: Arc<Session>,
+        file_id: dfs_common::FileId,
+        attr: Attr,
+        truncate: bool,
+    ) -> Result<Writer, Error> {
+        let mut start = Start { session, file_id, attr, base: None, published: !truncate };
+        if !truncate && start.attr.size > 0 {
+            let (attr, layout, _) = self.layout(start.attr.ino).await?;
+            let pin = self.shared.cluster.sessions.pin(layout.file_id());
+            start.attr = attr;
+            start.base = Some((layout, pin));
+        }
+        Ok(Writer::new(self.shared.clone(), self.settings().chunk_size, start))
+    }
+}

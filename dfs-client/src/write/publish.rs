@@ -1,0 +1,131 @@
+//! Publication, and the end of a pending version.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use dfs_common::{Attr, ErrorCode, FileId, InodeId, SetAttr, SetTime, layout::chunk_count};
+use dfs_proto::{convert, v1, v1::mutate_request::Op};
+
+use super::{Core, State, slot::Slot};
+use crate::{Error, cluster::Session, dfs::Shared};
+
+impl Core {
+    /// The pending version, opened again if it was ended.
+    pub(super) async fn pending(&self, state: &mut State) -> Result<FileId, Error> {
+        if let Some(file_id) = state.pending {
+            return Ok(file_id);
+        }
+        let op = Op::OpenWrite(v1::OpenWrite { ino: self.ino.0 });
+        let what = format!("opening inode {} for writing", self.ino);
+        let answer = self.shared().cluster.mutate_in(&self.session, what, op).await?;
+        let file_id = convert::file_id(&answer.file_id)?;
+        state.pending = Some(file_id);
+        Ok(file_id)
+    }
+
+    pub(super) async fn publish(&self, mtime_ns: Option<i64>, done: bool) -> Result<Attr, Error> {
+        let mut state = self.lock().await?;
+        let state = &mut *state;
+        if state.published && !self.dirty.load(Ordering::Acquire) {
+            if done {
+                self.end(state);
+            }
+            return self.touch(state, mtime_ns).await;
+        }
+        let published = async {
+            self.settle(state).await?;
+            self.commit(state, mtime_ns, done).await
+        };
+        match published.await {
+            Ok(attr) => Ok(attr),
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Sets a modification time that came after the last publication.
+    async fn touch(&self, state: &mut State, mtime_ns: Option<i64>) -> Result<Attr, Error> {
+        if let Some(at) = mtime_ns.filter(|at| *at != state.attr.mtime_ns) {
+            let change = SetAttr { mtime: Some(SetTime::At(at)), ..SetAttr::default() };
+            let dfs = crate::Dfs { shared: self.shared().clone() };
+            state.attr = dfs.setattr(self.ino, change).await?;
+        }
+        Ok(state.attr.clone())
+    }
+
+    /// Brings every chunk to the write quorum.
+    async fn settle(&self, state: &mut State) -> Result<(), Error> {
+        for index in state.slots.open_indices() {
+            self.send(state, index).await?;
+        }
+        while let Some((_, upload)) = state.slots.any_sending() {
+            upload.wait().await.as_ref().map_err(Clone::clone)?;
+            state.slots.reap();
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, state: &mut State, mtime_ns: Option<i64>, done: bool) -> Result<Attr, Error> {
+        let size = self.size.load(Ordering::Acquire);
+        let count = chunk_count(size, u32::try_from(self.chunk_size).expect("chunks are small"));
+        state.slots.resize(count);
+        let chunks = state.slots.iter().map(committed).collect::<Result<_, _>>()?;
+        let file_id = self.pending(state).await?;
+        let file_id = convert::id_bytes(file_id.as_bytes());
+        let op = Op::CommitFile(v1::CommitFile { file_id, size, chunks, mtime_ns, done });
+        let what = format!("publishing inode {}", self.ino);
+        let answer = self.shared().cluster.mutate_in(&self.session, what, op).await?;
+        let attr =
+            answer.attr.ok_or_else(|| Error::new(ErrorCode::Internal, "a commit was answered without attributes"))?;
+        state.attr = attr.try_into()?;
+        state.slots.recorded();
+        state.published = true;
+        if done {
+            state.pending = None;
+        }
+        self.dirty.store(false, Ordering::Release);
+        Ok(state.attr.clone())
+    }
+
+    /// Ends the pending version in the background.
+    pub(super) fn end(&self, state: &mut State) {
+        if let Some(file_id) = state.pending.take() {
+            abandon(self.shared(), &self.session, self.ino, file_id);
+        }
+    }
+}
+
+fn committed(slot: &Slot) -> Result<v1::CommittedChunk, Error> {
+    match slot {
+        Slot::Hole => {
+            let hole = dfs_common::ChunkRef::HOLE;
+            Ok(v1::CommittedChunk {
+                chunk_id: convert::id_bytes(hole.id.as_bytes()),
+                length: 0,
+                sha256: convert::id_bytes(&hole.sha256),
+                replicas: vec![],
+            })
+        }
+        Slot::Stored(stored) => Ok(v1::CommittedChunk {
+            chunk_id: convert::id_bytes(stored.chunk.id.as_bytes()),
+            length: stored.chunk.length,
+            sha256: convert::id_bytes(&stored.chunk.sha256),
+            replicas: if stored.recorded { vec![] } else { convert::replicas_to_wire(&stored.chunk.replicas) },
+        }),
+        Slot::Open(_) | Slot::Sending(_) => Err(Error::new(ErrorCode::Internal, "a chunk is not stored yet")),
+    }
+}
+
+/// Tells the cluster that a pending version has ended. The end of the session would do the same.
+pub(super) fn abandon(shared: &Arc<Shared>, session: &Arc<Session>, ino: InodeId, file_id: FileId) {
+    // Without a runtime (the process is ending) the lease does it.
+    if session.is_lost() || tokio::runtime::Handle::try_current().is_err() || shared.cluster.stop.is_cancelled() {
+        return;
+    }
+    let (cluster, session) = (shared.cluster.clone(), session.clone());
+    shared.cluster.tasks.spawn(async move {
+        let op = Op::AbortFile(v1::AbortFile { file_id: convert::id_bytes(file_id.as_bytes()) });
+        let what = format!("ending the pending version of inode {ino}");
+        if let Err(error) = cluster.mutate_in(&session, what, op).await {
+            tracing::debug!(%error, "left to the end of the session");
+        }
+    });
+}

@@ -1,0 +1,308 @@
+//! The file system, without FUSE: plain asynchronous functions on plain types, so that it can be tested without a mount.
+//!
+//! Nothing is kept per inode that the kernel has merely looked up: inode numbers are the cluster's own and stay valid for
+//! ever, so the kernel's lookup counts and FORGET need no bookkeeping here. (Pushed invalidations will want to know what
+//! the kernel caches; that table belongs here, filled by every reply with an entry.)
+
+pub(crate) mod backend;
+pub(crate) mod caller;
+pub(crate) mod dir;
+pub(crate) mod error;
+pub(crate) mod file;
+pub(crate) mod handles;
+pub(crate) mod inode;
+pub(crate) mod names;
+pub(crate) mod pages;
+pub(crate) mod xattr;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use dfs_client::{NewNode, RenameFlags, StatFs};
+use dfs_common::{Attr, FileId, InodeId, SetAttr, SetTime};
+use lru::LruCache;
+
+use backend::Backend;
+use error::Error;
+use handles::Handles;
+use inode::{OpenInodes, lock, now_ns};
+use names::Names;
+use pages::Pages;
+
+/// Checksums of whole files that are remembered.
+const SHA256S_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+/// How long statfs may ask before it tells what it knew last: `df` must never hang.
+const STATFS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How this mount behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Options {
+    /// Refuse every change.
+    pub(crate) read_only: bool,
+    /// How long the kernel may keep names and attributes.
+    pub(crate) cache_ttl: Duration,
+}
+
+/// Attributes with the time the kernel may keep them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Found {
+    /// The attributes.
+    pub(crate) attr: Attr,
+    /// How long.
+    pub(crate) ttl: Duration,
+}
+
+/// A mounted file system.
+pub(crate) struct Fs<B: Backend> {
+    backend: Arc<B>,
+    options: Options,
+    inodes: OpenInodes<B>,
+    handles: Handles<file::Handle<B>>,
+    dirs: Handles<dir::DirStream>,
+    pages: Mutex<Pages>,
+    /// Names of files that were created here and are not published.
+    pending: Mutex<Names>,
+    /// Names of files that were created here and are still open for writing.
+    written: Mutex<Names>,
+    sha256s: Mutex<LruCache<FileId, [u8; 32]>>,
+    space: Mutex<StatFs>,
+}
+
+impl<B: Backend> Fs<B> {
+    /// A file system on `backend`.
+    pub(crate) fn new(backend: B, options: Options) -> Self {
+        Self {
+            backend: Arc::new(backend),
+            options,
+            inodes: OpenInodes::new(),
+            handles: Handles::new(),
+            dirs: Handles::new(),
+            pages: Mutex::new(Pages::new()),
+            pending: Mutex::default(),
+            written: Mutex::default(),
+            sha256s: Mutex::new(LruCache::new(SHA256S_MAX)),
+            space: Mutex::new(StatFs::default()),
+        }
+    }
+
+    /// Most inodes have no writer; the names of those that do show what was written so far.
+    fn patched(&self, attr: Attr) -> Attr {
+        match self.inodes.get(attr.ino) {
+            Some(inode) => inode.patch(attr).0,
+            None => attr,
+        }
+    }
+
+    /// How long the kernel may keep `attr`: not at all while a writer changes it, or while cached handles of several
+    /// versions are open, since the kernel has one size an inode.
+    pub(crate) fn found(&self, attr: Attr) -> Found {
+        let (attr, has_writer) = match self.inodes.get(attr.ino) {
+            Some(inode) => inode.patch(attr),
+            None => (attr, false),
+        };
+        let ttl = if has_writer || lock(&self.pages).is_mixed(attr.ino, attr.file_id) {
+            Duration::ZERO
+        } else {
+            self.options.cache_ttl
+        };
+        Found { attr, ttl }
+    }
+
+    fn check_writable(&self) -> Result<(), Error> {
+        if self.options.read_only { Err(Error::refused(libc::EROFS, "mounted read-only")) } else { Ok(()) }
+    }
+
+    /// How long the kernel may keep the name of an entry.
+    pub(crate) fn entry_ttl(&self) -> Duration {
+        self.options.cache_ttl
+    }
+
+    /// Finds a name.
+    pub(crate) async fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Found, Error> {
+        let attr = self.backend.lookup(parent, name).await?;
+        Ok(self.found(attr))
+    }
+
+    /// Attributes of an inode, as seen through `handle` if one is given.
+    pub(crate) async fn getattr(&self, ino: InodeId, handle: Option<u64>) -> Result<Found, Error> {
+        let open = self.inodes.get(ino);
+        let live_age_max = self.options.cache_ttl.min(Duration::from_secs(1));
+        let attr = match open.as_ref().and_then(|inode| inode.live_attr(live_age_max)) {
+            Some(attr) => attr,
+            None => match self.backend.getattr(ino).await.map_err(Error::from) {
+                Ok(attr) => {
+                    if let Some(inode) = &open {
+                        inode.refresh(&attr, false);
+                    }
+                    attr
+                }
+                Err(error) if error.is_not_found() => {
+                    let attr = open.as_ref().and_then(|inode| inode.orphan_attr()).ok_or(error)?;
+                    return Ok(self.of_version(Found { attr, ttl: Duration::ZERO }, handle));
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(self.of_version(self.found(attr), handle))
+    }
+
+    /// A cached reader of an older version asks for the size before it reads near the end: it gets that of its version.
+    fn of_version(&self, mut found: Found, handle: Option<u64>) -> Found {
+        if let Some(size) = handle.and_then(|handle| self.size_of_version(handle))
+            && found.attr.size != size
+        {
+            found.attr.size = size;
+            found.ttl = Duration::ZERO;
+        }
+        found
+    }
+
+    /// Changes attributes and size.
+    pub(crate) async fn setattr(&self, ino: InodeId, size: Option<u64>, change: SetAttr) -> Result<Found, Error> {
+        self.check_writable()?;
+        if let Some(size) = size {
+            self.resize(ino, size).await?;
+        }
+        if change == SetAttr::default() {
+            return self.getattr(ino, None).await;
+        }
+        let open = self.inodes.get(ino);
+        match self.backend.setattr(ino, change).await.map_err(Error::from) {
+            Ok(attr) => {
+                if let Some(inode) = &open {
+                    inode.refresh(&attr, change.mtime.is_some());
+                }
+                Ok(self.found(attr))
+            }
+            Err(error) if error.is_not_found() => {
+                let attr = open.as_ref().and_then(|inode| inode.change_orphan(|attr| apply(attr, change)));
+                Ok(Found { attr: attr.ok_or(error)?, ttl: Duration::ZERO })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Target of a symbolic link.
+    pub(crate) async fn readlink(&self, ino: InodeId) -> Result<Vec<u8>, Error> {
+        Ok(self.backend.readlink(ino).await?)
+    }
+
+    /// Makes a directory.
+    pub(crate) async fn mkdir(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+        owner: (u32, u32),
+    ) -> Result<Found, Error> {
+        self.check_writable()?;
+        let attr = self.backend.mkdir(parent, name, mode & 0o7777, owner.0, owner.1).await?;
+        Ok(self.found(attr))
+    }
+
+    /// Makes a symbolic link.
+    pub(crate) async fn symlink(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        target: &[u8],
+        owner: (u32, u32),
+    ) -> Result<Found, Error> {
+        self.check_writable()?;
+        let attr = self.backend.symlink(parent, name, target, owner.0, owner.1).await?;
+        Ok(self.found(attr))
+    }
+
+    /// Makes a pipe, socket, device or empty file.
+    pub(crate) async fn mknod(&self, parent: InodeId, name: &[u8], node: NewNode) -> Result<Found, Error> {
+        self.check_writable()?;
+        let attr = self.backend.mknod(parent, name, node).await?;
+        Ok(self.found(attr))
+    }
+
+    /// Gives an inode one more name.
+    pub(crate) async fn link(&self, ino: InodeId, parent: InodeId, name: &[u8]) -> Result<Found, Error> {
+        self.check_writable()?;
+        let attr = self.backend.link(ino, parent, name).await?;
+        // Which of its names go is not followed any more.
+        self.inodes.distrust();
+        lock(&self.written).settle(ino);
+        self.lost_name(Some(ino), false);
+        Ok(self.found(attr))
+    }
+
+    /// Removes a name.
+    pub(crate) async fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
+        self.check_writable()?;
+        self.backend.unlink(parent, name).await?;
+        self.inodes.distrust();
+        lock(&self.pending).remove(parent, name);
+        let removed = lock(&self.written).remove(parent, name);
+        self.lost_name(removed, true);
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    pub(crate) async fn rmdir(&self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
+        self.check_writable()?;
+        Ok(self.backend.rmdir(parent, name).await?)
+    }
+
+    /// Renames.
+    pub(crate) async fn rename(
+        &self,
+        from: (InodeId, &[u8]),
+        to: (InodeId, &[u8]),
+        flags: RenameFlags,
+    ) -> Result<(), Error> {
+        self.check_writable()?;
+        self.backend.rename(from.0, from.1, to.0, to.1, flags).await?;
+        self.inodes.distrust();
+        lock(&self.pending).rename(from, to, flags.exchange);
+        let replaced = lock(&self.written).rename(from, to, flags.exchange);
+        self.lost_name(replaced, true);
+        Ok(())
+    }
+
+    fn lost_name(&self, ino: Option<InodeId>, is_removed: bool) {
+        if let Some(inode) = ino.and_then(|ino| self.inodes.get(ino)) {
+            inode.lost_name(is_removed);
+        }
+    }
+
+    /// Space and inodes; what was known last if the cluster does not answer soon.
+    pub(crate) async fn statfs(&self) -> StatFs {
+        match tokio::time::timeout(STATFS_DEADLINE, self.backend.statfs()).await {
+            Ok(Ok(space)) => {
+                *lock(&self.space) = space;
+                space
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "statfs answers from memory");
+                *lock(&self.space)
+            }
+            Err(_) => *lock(&self.space),
+        }
+    }
+}
+
+fn apply(attr: &mut Attr, change: SetAttr) {
+    let time = |time: SetTime| match time {
+        SetTime::Now => now_ns(),
+        SetTime::At(ns) => ns,
+    };
+    attr.mode = change.mode.unwrap_or(attr.mode);
+    attr.uid = change.uid.unwrap_or(attr.uid);
+    attr.gid = change.gid.unwrap_or(attr.gid);
+    attr.atime_ns = change.atime.map_or(attr.atime_ns, time);
+    attr.mtime_ns = change.mtime.map_or(attr.mtime_ns, time);
+    attr.ctime_ns = now_ns();
+}

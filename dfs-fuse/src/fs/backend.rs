@@ -1,0 +1,234 @@
+//! What the file system needs of a cluster, so that it can be tested without one.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use dfs_client::{Created, Dfs, DirPage, Error, NewFile, NewNode, Reader, RenameFlags, StatFs, Writer};
+use dfs_common::{Attr, InodeId, Layout, SetAttr};
+use dfs_proto::convert::NodeAddress;
+
+/// Outcome of a cluster operation.
+pub(crate) type Outcome<T> = Result<T, Error>;
+
+/// One open, immutable version.
+pub(crate) trait VersionReader: Send + Sync + 'static {
+    /// Attributes when it was opened.
+    fn attr(&self) -> &Attr;
+    /// Where the bytes are.
+    fn layout(&self) -> &Layout;
+    /// Verified bytes; fewer than `len` only at the end.
+    fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = Outcome<Vec<Bytes>>> + Send;
+}
+
+/// One version that is being written.
+pub(crate) trait VersionWriter: Send + Sync + 'static {
+    /// Writes; waits while memory is short.
+    fn write_at(&self, offset: u64, data: &[u8]) -> impl Future<Output = Outcome<()>> + Send;
+    /// Reads what was written, published or not.
+    fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = Outcome<Vec<Bytes>>> + Send;
+    /// Cuts or extends.
+    fn truncate(&self, size: u64) -> impl Future<Output = Outcome<()>> + Send;
+    /// Size now, bytes.
+    fn size(&self) -> u64;
+    /// Whether something is unpublished.
+    fn is_dirty(&self) -> bool;
+    /// Why it failed, if it did.
+    fn failure(&self) -> Option<Error>;
+    /// Makes the content durable and visible.
+    fn publish(&self, mtime_ns: Option<i64>) -> impl Future<Output = Outcome<Attr>> + Send;
+    /// Publishes and ends the pending version.
+    fn publish_and_finish(&self, mtime_ns: Option<i64>) -> impl Future<Output = Outcome<Attr>> + Send;
+    /// Ends the pending version.
+    fn finish(&self) -> impl Future<Output = ()> + Send;
+    /// Drops what is unpublished and ends the pending version.
+    fn abort(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// The cluster.
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// An open version.
+    type Reader: VersionReader;
+    /// A version being written.
+    type Writer: VersionWriter;
+
+    fn lookup(&self, parent: InodeId, name: &[u8]) -> impl Future<Output = Outcome<Attr>> + Send;
+    fn getattr(&self, ino: InodeId) -> impl Future<Output = Outcome<Attr>> + Send;
+    fn setattr(&self, ino: InodeId, change: SetAttr) -> impl Future<Output = Outcome<Attr>> + Send;
+    fn readdir(
+        &self,
+        ino: InodeId,
+        after: &[u8],
+        limit: u32,
+        with_attrs: bool,
+    ) -> impl Future<Output = Outcome<DirPage>> + Send;
+    fn readlink(&self, ino: InodeId) -> impl Future<Output = Outcome<Vec<u8>>> + Send;
+    fn getxattr(&self, ino: InodeId, name: &[u8]) -> impl Future<Output = Outcome<Vec<u8>>> + Send;
+    fn listxattr(&self, ino: InodeId) -> impl Future<Output = Outcome<Vec<Vec<u8>>>> + Send;
+    fn setxattr(
+        &self,
+        ino: InodeId,
+        name: &[u8],
+        value: &[u8],
+        create: bool,
+        replace: bool,
+    ) -> impl Future<Output = Outcome<()>> + Send;
+    fn removexattr(&self, ino: InodeId, name: &[u8]) -> impl Future<Output = Outcome<()>> + Send;
+    fn statfs(&self) -> impl Future<Output = Outcome<StatFs>> + Send;
+    fn create(&self, parent: InodeId, name: &[u8], file: NewFile) -> impl Future<Output = Outcome<Created>> + Send;
+    fn mkdir(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    ) -> impl Future<Output = Outcome<Attr>> + Send;
+    fn symlink(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        target: &[u8],
+        uid: u32,
+        gid: u32,
+    ) -> impl Future<Output = Outcome<Attr>> + Send;
+    fn mknod(&self, parent: InodeId, name: &[u8], node: NewNode) -> impl Future<Output = Outcome<Attr>> + Send;
+    fn link(&self, ino: InodeId, parent: InodeId, name: &[u8]) -> impl Future<Output = Outcome<Attr>> + Send;
+    fn unlink(&self, parent: InodeId, name: &[u8]) -> impl Future<Output = Outcome<()>> + Send;
+    fn rmdir(&self, parent: InodeId, name: &[u8]) -> impl Future<Output = Outcome<()>> + Send;
+    fn rename(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        new_parent: InodeId,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> impl Future<Output = Outcome<()>> + Send;
+    fn open_reader(&self, ino: InodeId) -> impl Future<Output = Outcome<Self::Reader>> + Send;
+    fn open_new_writer(&self, created: &Created) -> impl Future<Output = Outcome<Self::Writer>> + Send;
+    fn open_writer(&self, ino: InodeId, truncate: bool) -> impl Future<Output = Outcome<Self::Writer>> + Send;
+    fn layout(&self, ino: InodeId) -> impl Future<Output = Outcome<(Attr, Layout, Vec<NodeAddress>)>> + Send;
+}
+
+impl VersionReader for Reader {
+    fn attr(&self) -> &Attr {
+        Self::attr(self)
+    }
+    fn layout(&self) -> &Layout {
+        Self::layout(self)
+    }
+    async fn read_at(&self, offset: u64, len: usize) -> Outcome<Vec<Bytes>> {
+        Self::read_at(self, offset, len).await
+    }
+}
+
+impl VersionWriter for Writer {
+    async fn write_at(&self, offset: u64, data: &[u8]) -> Outcome<()> {
+        Self::write_at(self, offset, data).await
+    }
+    async fn read_at(&self, offset: u64, len: usize) -> Outcome<Vec<Bytes>> {
+        Self::read_at(self, offset, len).await
+    }
+    async fn truncate(&self, size: u64) -> Outcome<()> {
+        Self::truncate(self, size).await
+    }
+    fn size(&self) -> u64 {
+        Self::size(self)
+    }
+    fn is_dirty(&self) -> bool {
+        Self::is_dirty(self)
+    }
+    fn failure(&self) -> Option<Error> {
+        Self::failure(self)
+    }
+    async fn publish(&self, mtime_ns: Option<i64>) -> Outcome<Attr> {
+        Self::publish(self, mtime_ns).await
+    }
+    async fn publish_and_finish(&self, mtime_ns: Option<i64>) -> Outcome<Attr> {
+        Self::publish_and_finish(self, mtime_ns).await
+    }
+    async fn finish(&self) {
+        Self::finish(self).await;
+    }
+    async fn abort(&self) {
+        Self::abort(self).await;
+    }
+}
+
+impl Backend for Dfs {
+    type Reader = Reader;
+    type Writer = Writer;
+
+    async fn lookup(&self, parent: InodeId, name: &[u8]) -> Outcome<Attr> {
+        Self::lookup(self, parent, name).await
+    }
+    async fn getattr(&self, ino: InodeId) -> Outcome<Attr> {
+        Self::getattr(self, ino).await
+    }
+    async fn setattr(&self, ino: InodeId, change: SetAttr) -> Outcome<Attr> {
+        Self::setattr(self, ino, change).await
+    }
+    async fn readdir(&self, ino: InodeId, after: &[u8], limit: u32, with_attrs: bool) -> Outcome<DirPage> {
+        Self::readdir(self, ino, after, limit, with_attrs).await
+    }
+    async fn readlink(&self, ino: InodeId) -> Outcome<Vec<u8>> {
+        Self::readlink(self, ino).await
+    }
+    async fn getxattr(&self, ino: InodeId, name: &[u8]) -> Outcome<Vec<u8>> {
+        Self::getxattr(self, ino, name).await
+    }
+    async fn listxattr(&self, ino: InodeId) -> Outcome<Vec<Vec<u8>>> {
+        Self::listxattr(self, ino).await
+    }
+    async fn setxattr(&self, ino: InodeId, name: &[u8], value: &[u8], create: bool, replace: bool) -> Outcome<()> {
+        Self::setxattr(self, ino, name, value, create, replace).await
+    }
+    async fn removexattr(&self, ino: InodeId, name: &[u8]) -> Outcome<()> {
+        Self::removexattr(self, ino, name).await
+    }
+    async fn statfs(&self) -> Outcome<StatFs> {
+        Self::statfs(self).await
+    }
+    async fn create(&self, parent: InodeId, name: &[u8], file: NewFile) -> Outcome<Created> {
+        Self::create(self, parent, name, file).await
+    }
+    async fn mkdir(&self, parent: InodeId, name: &[u8], mode: u32, uid: u32, gid: u32) -> Outcome<Attr> {
+        Self::mkdir(self, parent, name, mode, uid, gid).await
+    }
+    async fn symlink(&self, parent: InodeId, name: &[u8], target: &[u8], uid: u32, gid: u32) -> Outcome<Attr> {
+        Self::symlink(self, parent, name, target, uid, gid).await
+    }
+    async fn mknod(&self, parent: InodeId, name: &[u8], node: NewNode) -> Outcome<Attr> {
+        Self::mknod(self, parent, name, node).await
+    }
+    async fn link(&self, ino: InodeId, parent: InodeId, name: &[u8]) -> Outcome<Attr> {
+        Self::link(self, ino, parent, name).await
+    }
+    async fn unlink(&self, parent: InodeId, name: &[u8]) -> Outcome<()> {
+        Self::unlink(self, parent, name).await
+    }
+    async fn rmdir(&self, parent: InodeId, name: &[u8]) -> Outcome<()> {
+        Self::rmdir(self, parent, name).await
+    }
+    async fn rename(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        new_parent: InodeId,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Outcome<()> {
+        Self::rename(self, parent, name, new_parent, new_name, flags).await
+    }
+    async fn open_reader(&self, ino: InodeId) -> Outcome<Reader> {
+        Self::open_reader(self, ino).await
+    }
+    async fn open_new_writer(&self, created: &Created) -> Outcome<Writer> {
+        Self::open_new_writer(self, created).await
+    }
+    async fn open_writer(&self, ino: InodeId, truncate: bool) -> Outcome<Writer> {
+        Self::open_writer(self, ino, truncate).await
+    }
+    async fn layout(&self, ino: InodeId) -> Outcome<(Attr, Layout, Vec<NodeAddress>)> {
+        Self::layout(self, ino).await
+    }
+}

@@ -1,0 +1,115 @@
+//! How the process that closes a descriptor is doing: closing it, exiting, or killed.
+//!
+//! A writer that was killed in mid-file must not publish half of it, one that exits without close must publish. FLUSH comes
+//! in both cases and looks the same, but at that moment the caller is still there: `/proc/PID/stat` shows PF_EXITING in its
+//! flags and the wait status it will have (proc(5): fields 9 and 52; PF_EXITING: include/linux/sched.h).
+
+use std::{fs, io};
+
+use dfs_common::InodeId;
+
+/// `task_struct.flags`: getting shut down.
+const PF_EXITING: u64 = 4;
+/// Descriptors looked at before giving up: a process with more is not a shell with a redirection.
+const DESCRIPTORS_MAX: usize = 4096;
+
+/// Why a descriptor is being closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Closing {
+    /// By close(2), or it cannot be known (another pid namespace, no right to look).
+    Explicitly,
+    /// The process exits of its own will.
+    AtExit,
+    /// This signal ended the process.
+    Killed(u8),
+}
+
+/// Asks why `pid` (a thread id, as FUSE gives it) is closing a descriptor.
+pub(crate) fn closing(pid: u32) -> Closing {
+    if pid == 0 {
+        return Closing::Explicitly;
+    }
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(Closing::Explicitly, |stat| parse_stat(&stat))
+}
+
+fn parse_stat(stat: &str) -> Closing {
+    // The command's name in field 2 may contain anything, also spaces and parentheses.
+    let Some((_, rest)) = stat.rsplit_once(')') else { return Closing::Explicitly };
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let number = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    if number(9) & PF_EXITING == 0 {
+        return Closing::Explicitly;
+    }
+    match number(52) & 0x7f {
+        0 => Closing::AtExit,
+        signal => Closing::Killed(u8::try_from(signal).expect("seven bits")),
+    }
+}
+
+/// Whether `pid` itself still has a writable descriptor of inode `ino` open: then the close in progress is of a duplicate,
+/// as in a shell's `> file`, which opens, dup2s and closes before the command has written anything.
+pub(crate) fn holds_another(pid: u32, ino: InodeId) -> bool {
+    pid != 0 && scan_descriptors(pid, ino).unwrap_or(false)
+}
+
+fn scan_descriptors(pid: u32, ino: InodeId) -> io::Result<bool> {
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.take(DESCRIPTORS_MAX) {
+        if let Ok(text) = fs::read_to_string(entry?.path())
+            && is_writable_of(&text, ino)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_writable_of(fdinfo: &str, ino: InodeId) -> bool {
+    let field = |name: &str| fdinfo.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let flags = field("flags:").and_then(|text| i32::from_str_radix(text, 8).ok()).unwrap_or(0);
+    field("ino:").and_then(|text| text.parse().ok()) == Some(ino.0) && flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    fn stat(name: &str, flags: u64, code: u64) -> String {
+        let mut fields = vec!["0".to_owned(); 50];
+        fields[0] = "R".into();
+        fields[9 - 3] = flags.to_string();
+        fields[52 - 3] = code.to_string();
+        format!("42 ({name}) {}\n", fields.join(" "))
+    }
+
+    #[test]
+    fn exiting_and_killed_processes_are_told_apart() {
+        assert_eq!(parse_stat(&stat("sh", 0x40_0000, 0)), Closing::Explicitly);
+        assert_eq!(parse_stat(&stat("sh", 0x40_0004, 0)), Closing::AtExit);
+        assert_eq!(parse_stat(&stat("sh", 0x40_0004, 768)), Closing::AtExit);
+        assert_eq!(parse_stat(&stat("sh", 0x40_0004, 9)), Closing::Killed(9));
+        assert_eq!(parse_stat(&stat("sh", 0x40_0004, 0x80 | 11)), Closing::Killed(11));
+        assert_eq!(parse_stat(&stat("a) b (c", 4, 15)), Closing::Killed(15));
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_as_a_close() {
+        assert_eq!(closing(0), Closing::Explicitly);
+        assert_eq!(closing(u32::MAX), Closing::Explicitly);
+        assert_eq!(parse_stat(""), Closing::Explicitly);
+        assert_eq!(parse_stat("1 (x) R"), Closing::Explicitly);
+        assert_eq!(closing(std::process::id()), Closing::Explicitly);
+    }
+
+    #[test]
+    fn finds_a_writable_duplicate() {
+        let file = tempfile::NamedTempFile::new().expect("tmp");
+        let ino = InodeId(file.as_file().metadata().expect("metadata").ino());
+        assert!(holds_another(std::process::id(), ino));
+        let readable = fs::File::open(file.path()).expect("open");
+        let path = file.into_temp_path();
+        assert!(!holds_another(std::process::id(), ino), "a read-only descriptor does not count");
+        drop((readable, path));
+    }
+}

@@ -1,0 +1,348 @@
+//! Open files: create, open, read, write, truncate, flush, fsync, release.
+//!
+//! The state machine of a write handle stands in `docs/architecture.md`. Two decisions are made here:
+//!
+//! - A flush of the only write handle of a file created here publishes *and ends* the pending version, one call instead of
+//!   two for the many small files of a `cp -a`. Should a duplicate descriptor write later, the writer starts a new one by
+//!   itself.
+//! - A flush of a file that was only created or truncated so far, while the closing process itself holds another
+//!   descriptor of it, is the close of a duplicate in a shell's `> file`: publishing waits, so that a command killed later
+//!   leaves nothing. Release publishes it at the latest.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
+
+use bytes::Bytes;
+use dfs_client::NewFile;
+use dfs_common::{Attr, FileId, FileKind, InodeId};
+
+use super::{
+    Fs,
+    backend::{Backend, VersionReader as _, VersionWriter},
+    caller::{self, Closing},
+    error::Error,
+    inode::{OpenInode, Role, Unpublished, lock, open_published, reader_version},
+    pages::Caching,
+};
+
+/// An open file.
+pub(crate) enum Handle<B: Backend> {
+    /// Opened for reading.
+    Read {
+        inode: Arc<OpenInode<B>>,
+        /// The version; unset while a file that was never published is read through its writer.
+        reader: OnceLock<Arc<B::Reader>>,
+        /// The version whose pages the kernel caches through this handle.
+        cached: Option<FileId>,
+        /// Whether the kernel was told to drop its pages and has not read since.
+        is_unconfirmed: AtomicBool,
+    },
+    /// Opened for writing, perhaps also for reading.
+    Write {
+        inode: Arc<OpenInode<B>>,
+        /// Every write goes to the end.
+        is_append: bool,
+    },
+}
+
+impl<B: Backend> Handle<B> {
+    fn inode(&self) -> &Arc<OpenInode<B>> {
+        match self {
+            Self::Read { inode, .. } | Self::Write { inode, .. } => inode,
+        }
+    }
+}
+
+/// A file that was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Opened {
+    /// Its handle.
+    pub(crate) handle: u64,
+    /// What the kernel may do with pages.
+    pub(crate) caching: Caching,
+    /// Whether close must send FLUSH.
+    pub(crate) wants_flush: bool,
+}
+
+/// What open(2) was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct OpenMode {
+    pub(crate) write: bool,
+    pub(crate) append: bool,
+    pub(crate) truncate: bool,
+    pub(crate) exclusive: bool,
+}
+
+impl OpenMode {
+    /// From the flags of open(2).
+    pub(crate) fn from_flags(flags: i32) -> Self {
+        Self {
+            write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            append: flags & libc::O_APPEND != 0,
+            truncate: flags & libc::O_TRUNC != 0,
+            exclusive: flags & libc::O_EXCL != 0,
+        }
+    }
+}
+
+impl<B: Backend> Fs<B> {
+    /// Creates and opens a file.
+    pub(crate) async fn create(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+        owner: (u32, u32),
+        open: OpenMode,
+    ) -> Result<(Attr, Opened), Error> {
+        self.check_writable()?;
+        let file = NewFile { mode: mode & 0o7777, uid: owner.0, gid: owner.1, exclusive: open.exclusive };
+        let created = self.backend.create(parent, name, file).await?;
+        let ino = created.attr.ino;
+        if created.existed {
+            if created.attr.kind != FileKind::File {
+                // The kernel thought the name was free. ESTALE makes it look again.
+                return Err(Error::refused(libc::ESTALE, "the name was taken meanwhile by something that is no file"));
+            }
+            let opened = self.open(ino, open).await?;
+            return Ok((self.patched(created.attr), opened));
+        }
+        let writer = self.backend.open_new_writer(&created).await?;
+        let inode = self.inodes.acquire(ino, Role::Write);
+        inode.install_new(writer, created.attr.clone()).await;
+        lock(&self.pending).insert(parent, name, ino);
+        lock(&self.written).insert(parent, name, ino);
+        let handle = self.handles.insert(Handle::Write { inode, is_append: open.append });
+        Ok((created.attr, Opened { handle, caching: Caching::Bypass, wants_flush: true }))
+    }
+
+    /// Opens a file.
+    pub(crate) async fn open(&self, ino: InodeId, mode: OpenMode) -> Result<Opened, Error> {
+        if mode.write || mode.truncate { self.open_write(ino, mode).await } else { self.open_read(ino).await }
+    }
+
+    async fn open_write(&self, ino: InodeId, mode: OpenMode) -> Result<Opened, Error> {
+        self.check_writable()?;
+        let inode = self.inodes.acquire(ino, Role::Write);
+        lock(&self.pages).soil(ino);
+        if mode.truncate
+            && let Err(error) = inode.truncate_at_open(&self.backend).await
+        {
+            self.release_write(&inode).await;
+            return Err(error);
+        }
+        let handle = self.handles.insert(Handle::Write { inode, is_append: mode.append });
+        Ok(Opened { handle, caching: Caching::Bypass, wants_flush: true })
+    }
+
+    async fn open_read(&self, ino: InodeId) -> Result<Opened, Error> {
+        let inode = self.inodes.acquire(ino, Role::Read);
+        let opened = self.open_version(&inode).await;
+        if opened.is_err() {
+            self.inodes.release_read(&inode);
+        }
+        opened
+    }
+
+    async fn open_version(&self, inode: &Arc<OpenInode<B>>) -> Result<Opened, Error> {
+        let reader =
+            if inode.is_unpublished_writer() { None } else { open_published(&*self.backend, inode.ino).await? };
+        let (mut caching, mut cached) = (Caching::Bypass, None);
+        if let Some(reader) = &reader {
+            let version = reader_version::<B>(reader);
+            caching = lock(&self.pages).open(inode.ino, version);
+            cached = (caching != Caching::Bypass).then_some(version);
+            inode.refresh(reader.attr(), false);
+        }
+        let handle = self.handles.insert(Handle::Read {
+            inode: Arc::clone(inode),
+            reader: reader.map(Arc::new).map_or_else(OnceLock::new, OnceLock::from),
+            cached,
+            is_unconfirmed: AtomicBool::new(caching == Caching::Fresh),
+        });
+        Ok(Opened { handle, caching, wants_flush: false })
+    }
+
+    /// Reads.
+    pub(crate) async fn read(&self, handle: u64, offset: u64, len: usize) -> Result<Vec<Bytes>, Error> {
+        let handle = self.handles.get(handle)?;
+        if let Handle::Read { inode, reader, cached, is_unconfirmed } = &*handle
+            && let Some(reader) = reader.get()
+        {
+            if let Some(version) = cached
+                && is_unconfirmed.swap(false, Ordering::Relaxed)
+            {
+                lock(&self.pages).confirm(inode.ino, *version);
+            }
+            return Ok(reader.read_at(offset, len).await?);
+        }
+        let inode = handle.inode();
+        if let Some(writer) = inode.slot().await.as_ref() {
+            return Ok(writer.read_at(offset, len).await?);
+        }
+        let Some(published) = inode.published(&self.backend).await? else { return Ok(Vec::new()) };
+        if let Handle::Read { reader, .. } = &*handle {
+            // From now on this handle keeps its version. A race between two reads is won by either.
+            let published = reader.get_or_init(|| Arc::clone(&published));
+            return Ok(published.read_at(offset, len).await?);
+        }
+        Ok(published.read_at(offset, len).await?)
+    }
+
+    /// Writes; `from_cache` if the bytes come from a memory mapping, whose offset counts also in append mode.
+    pub(crate) async fn write(&self, handle: u64, offset: u64, data: &[u8], from_cache: bool) -> Result<(), Error> {
+        let handle = self.handles.get(handle)?;
+        let Handle::Write { inode, is_append } = &*handle else {
+            return Err(Error::refused(libc::EBADF, "the handle was opened for reading"));
+        };
+        let slot = inode.writer(&self.backend).await?;
+        let writer = slot.as_ref().expect("OpenInode::writer leaves one in the slot");
+        let offset = if *is_append && !from_cache { writer.size() } else { offset };
+        inode.touch();
+        Ok(writer.write_at(offset, data).await?)
+    }
+
+    /// Sets the size, by a handle or by path. By path nobody flushes afterwards, so it is published here, unless somebody
+    /// is writing the file and will publish it.
+    pub(crate) async fn resize(&self, ino: InodeId, size: u64) -> Result<(), Error> {
+        self.check_writable()?;
+        let inode = self.inodes.acquire(ino, Role::Write);
+        let outcome = self.resize_open(&inode, size).await;
+        self.release_write(&inode).await;
+        outcome
+    }
+
+    async fn resize_open(&self, inode: &OpenInode<B>, size: u64) -> Result<(), Error> {
+        let slot = inode.writer(&self.backend).await?;
+        let writer = slot.as_ref().expect("OpenInode::writer leaves one in the slot");
+        inode.touch();
+        writer.truncate(size).await?;
+        match inode.unpublished(writer) {
+            Some(unpublished) if unpublished.write_handles == 1 => {
+                drop(slot);
+                self.publish(inode, true).await
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// A descriptor is being closed by thread `pid`.
+    pub(crate) async fn flush(&self, handle: u64, pid: u32) -> Result<(), Error> {
+        let handle = self.handles.get(handle)?;
+        let Handle::Write { inode, .. } = &*handle else { return Ok(()) };
+        let Some(unpublished) = self.unpublished(inode).await? else { return Ok(()) };
+        match caller::closing(pid) {
+            Closing::Killed(signal) => {
+                tracing::debug!(ino = inode.ino.0, pid, signal, "the writer was killed: nothing is published");
+                inode.set_killed();
+                Ok(())
+            }
+            Closing::Explicitly if unpublished.is_untouched && caller::holds_another(pid, inode.ino) => Ok(()),
+            // A child that exits also flushes what it inherited; its parent may well go on writing.
+            Closing::Explicitly if unpublished.may_end => self.publish(inode, true).await,
+            Closing::Explicitly | Closing::AtExit => self.publish(inode, false).await,
+        }
+    }
+
+    /// Makes everything written so far durable.
+    pub(crate) async fn fsync(&self, handle: u64) -> Result<(), Error> {
+        let handle = self.handles.get(handle)?;
+        let Handle::Write { inode, .. } = &*handle else { return Ok(()) };
+        if self.unpublished(inode).await?.is_some() { self.publish(inode, false).await } else { Ok(()) }
+    }
+
+    /// A handle is gone.
+    pub(crate) async fn release(&self, handle: u64) {
+        let Some(handle) = self.handles.remove(handle) else { return };
+        match &*handle {
+            Handle::Read { inode, cached, .. } => {
+                if let Some(version) = cached {
+                    lock(&self.pages).close(inode.ino, *version);
+                }
+                self.inodes.release_read(inode);
+            }
+            Handle::Write { inode, .. } => self.release_write(inode).await,
+        }
+    }
+
+    /// What is not published, or the error that the writer has failed with.
+    async fn unpublished(&self, inode: &OpenInode<B>) -> Result<Option<Unpublished>, Error> {
+        match inode.slot().await.as_ref() {
+            None => Ok(None),
+            Some(writer) => match writer.failure() {
+                Some(error) => Err(error.into()),
+                None => Ok(inode.unpublished(writer)),
+            },
+        }
+    }
+
+    async fn publish(&self, inode: &OpenInode<B>, end: bool) -> Result<(), Error> {
+        let slot = inode.slot().await;
+        let Some(writer) = slot.as_ref() else { return Ok(()) };
+        let Some(unpublished) = inode.unpublished(writer) else { return Ok(()) };
+        let outcome = match end {
+            true => writer.publish_and_finish(unpublished.mtime_ns).await,
+            false => writer.publish(unpublished.mtime_ns).await,
+        };
+        self.published(inode, outcome)
+    }
+
+    fn published(&self, inode: &OpenInode<B>, outcome: Result<Attr, dfs_client::Error>) -> Result<(), Error> {
+        match outcome.map_err(Error::from) {
+            Ok(attr) => {
+                inode.set_published(attr);
+                lock(&self.pending).settle(inode.ino);
+                Ok(())
+            }
+            // The file was removed while it was open: nobody can ever see what was written, as on a local disk.
+            Err(error) if error.is_not_found() => {
+                tracing::debug!(ino = inode.ino.0, %error, "a removed file is not published");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn release_write(&self, inode: &Arc<OpenInode<B>>) {
+        let mut slot = inode.slot_mut().await;
+        lock(&self.pages).soil(inode.ino);
+        if self.inodes.leave(inode)
+            && let Some(writer) = slot.clone()
+        {
+            self.settle(inode, &*writer).await;
+            inode.uninstall(&mut slot);
+            lock(&self.pending).settle(inode.ino);
+            lock(&self.written).settle(inode.ino);
+        }
+        drop(slot);
+        self.inodes.sweep(inode);
+    }
+
+    /// The last write handle is gone: ends the pending version.
+    async fn settle(&self, inode: &OpenInode<B>, writer: &B::Writer) {
+        let unpublished = inode.unpublished(writer);
+        match unpublished {
+            _ if writer.failure().is_some() => writer.abort().await,
+            // Also of a removed file, whose changes nobody can see.
+            None => writer.finish().await,
+            Some(left) if left.was_killed => writer.abort().await,
+            // Memory mappings are written back after the last close.
+            Some(left) => {
+                if let Err(error) = self.published(inode, writer.publish_and_finish(left.mtime_ns).await) {
+                    tracing::warn!(ino = inode.ino.0, %error, "changes made after the last close are lost");
+                    writer.abort().await;
+                }
+            }
+        }
+    }
+
+    /// Size of the version that a read handle has.
+    pub(crate) fn size_of_version(&self, handle: u64) -> Option<u64> {
+        match &*self.handles.get(handle).ok()? {
+            Handle::Read { reader, .. } => Some(reader.get()?.layout().size()),
+            Handle::Write { .. } => None,
+        }
+    }
+}

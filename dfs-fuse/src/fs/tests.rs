@@ -1,0 +1,487 @@
+//! The state machine of handles, on a cluster in memory.
+
+use dfs_common::ErrorCode;
+
+use super::{
+    fake::FakeCluster,
+    file::{OpenMode, Opened},
+    pages::Caching,
+    *,
+};
+
+const READ: i32 = libc::O_RDONLY;
+const WRITE: i32 = libc::O_WRONLY;
+/// No thread has this number, so its flushes count as explicit closes.
+const NOBODY: u32 = 0;
+
+struct Mount {
+    cluster: FakeCluster,
+    fs: Fs<FakeCluster>,
+}
+
+impl Mount {
+    fn new() -> Self {
+        Self::of(&FakeCluster::default(), false)
+    }
+
+    fn of(cluster: &FakeCluster, read_only: bool) -> Self {
+        let options = Options { read_only, cache_ttl: Duration::from_secs(1) };
+        Self { cluster: cluster.clone(), fs: Fs::new(cluster.clone(), options) }
+    }
+
+    async fn create(&self, name: &str) -> (InodeId, u64) {
+        let mode = OpenMode::from_flags(WRITE | libc::O_CREAT);
+        let (attr, opened) = self.fs.create(InodeId::ROOT, name.as_bytes(), 0o644, (0, 0), mode).await.expect("create");
+        (attr.ino, opened.handle)
+    }
+
+    async fn open(&self, ino: InodeId, flags: i32) -> Opened {
+        self.fs.open(ino, OpenMode::from_flags(flags)).await.expect("open")
+    }
+
+    async fn write(&self, handle: u64, offset: u64, text: &str) {
+        self.fs.write(handle, offset, text.as_bytes(), false).await.expect("write");
+    }
+
+    async fn read(&self, handle: u64) -> String {
+        String::from_utf8(self.fs.read(handle, 0, 1 << 20).await.expect("read").concat()).expect("text")
+    }
+
+    async fn close(&self, handle: u64) {
+        self.fs.flush(handle, NOBODY).await.expect("flush");
+        self.fs.release(handle).await;
+    }
+
+    async fn file(&self, name: &str, text: &str) -> InodeId {
+        let (ino, handle) = self.create(name).await;
+        self.write(handle, 0, text).await;
+        self.close(handle).await;
+        self.cluster.take_log();
+        ino
+    }
+
+    async fn size(&self, ino: InodeId, handle: Option<u64>) -> (u64, bool) {
+        let found = self.fs.getattr(ino, handle).await.expect("getattr");
+        (found.attr.size, found.ttl > Duration::ZERO)
+    }
+}
+
+/// A process that is being killed and stays so, as a flush sees it: a zombie child.
+struct Killed(std::process::Child);
+
+impl Killed {
+    fn new() -> Self {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("spawn");
+        child.kill().expect("kill");
+        // Until it is waited for it stays a zombie, with its flags and exit code.
+        for _ in 0..500 {
+            if caller::closing(child.id()) == caller::Closing::Killed(9) {
+                return Self(child);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = child.wait();
+        panic!("a killed process must look killed");
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_small_file_takes_one_publication() {
+    let mount = Mount::new();
+    let (_, handle) = mount.create("f").await;
+    mount.write(handle, 0, "hello").await;
+    assert_eq!(mount.cluster.content("f"), None, "others see the name when it is published");
+    mount.close(handle).await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"hello"[..]));
+    assert_eq!(mount.cluster.take_log(), ["publish_and_finish"]);
+    assert_eq!(mount.fs.inodes.len(), 0);
+}
+
+#[tokio::test]
+async fn an_empty_file_is_published_by_close() {
+    let mount = Mount::new();
+    let (_, handle) = mount.create("f").await;
+    mount.fs.flush(handle, NOBODY).await.expect("flush");
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b""[..]));
+    mount.fs.release(handle).await;
+    assert_eq!(mount.cluster.take_log(), ["publish_and_finish"]);
+}
+
+#[tokio::test]
+async fn writes_go_on_after_a_flush_of_a_duplicate() {
+    let mount = Mount::new();
+    let (_, handle) = mount.create("f").await;
+    mount.write(handle, 0, "one").await;
+    mount.fs.flush(handle, NOBODY).await.expect("flush");
+    mount.write(handle, 3, "two").await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"one"[..]));
+    mount.close(handle).await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"onetwo"[..]));
+    assert_eq!(mount.cluster.take_log(), ["publish_and_finish", "reopen", "publish_and_finish"]);
+}
+
+#[tokio::test]
+async fn a_killed_writer_publishes_nothing() {
+    let mount = Mount::new();
+    let killed = Killed::new();
+    let (ino, handle) = mount.create("f").await;
+    mount.write(handle, 0, "half").await;
+    mount.fs.flush(handle, killed.0.id()).await.expect("flush");
+    mount.fs.release(handle).await;
+    assert_eq!(mount.cluster.content("f"), None);
+    assert_eq!(mount.cluster.take_log(), ["abort"]);
+
+    let ino_of_old = mount.file("old", "whole").await;
+    assert_ne!(ino, ino_of_old);
+    let handle = mount.open(ino_of_old, WRITE | libc::O_TRUNC).await.handle;
+    mount.write(handle, 0, "ha").await;
+    mount.fs.flush(handle, killed.0.id()).await.expect("flush");
+    mount.fs.release(handle).await;
+    assert_eq!(mount.cluster.content("old").as_deref(), Some(&b"whole"[..]));
+}
+
+#[tokio::test]
+async fn a_process_that_exits_publishes() {
+    let mount = Mount::new();
+    let mut child = std::process::Command::new("true").spawn().expect("spawn");
+    for _ in 0..500 {
+        if caller::closing(child.id()) == caller::Closing::AtExit {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (_, handle) = mount.create("f").await;
+    mount.write(handle, 0, "whole").await;
+    mount.fs.flush(handle, child.id()).await.expect("flush");
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"whole"[..]));
+    mount.fs.release(handle).await;
+    assert_eq!(mount.cluster.take_log(), ["publish", "finish"], "a parent may go on writing");
+    child.wait().expect("wait");
+}
+
+#[tokio::test]
+async fn what_a_killed_child_left_is_published_by_its_parent() {
+    let mount = Mount::new();
+    let killed = Killed::new();
+    let (_, handle) = mount.create("f").await;
+    mount.write(handle, 0, "child ").await;
+    mount.fs.flush(handle, killed.0.id()).await.expect("flush");
+    mount.write(handle, 6, "parent").await;
+    mount.close(handle).await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"child parent"[..]));
+}
+
+#[tokio::test]
+async fn handles_of_one_inode_share_a_writer() {
+    let mount = Mount::new();
+    let ino = mount.file("f", "0000").await;
+    let (a, b) = (mount.open(ino, libc::O_RDWR).await.handle, mount.open(ino, WRITE).await.handle);
+    mount.write(a, 0, "a").await;
+    mount.write(b, 1, "b").await;
+    assert_eq!(mount.read(a).await, "ab00");
+    mount.close(b).await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"ab00"[..]));
+    mount.write(a, 2, "c").await;
+    mount.close(a).await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"abc0"[..]));
+    assert_eq!(mount.cluster.take_log(), ["open_writer", "publish", "publish", "finish"]);
+}
+
+#[tokio::test]
+async fn appends_go_to_the_end_whatever_the_kernel_thinks() {
+    let mount = Mount::new();
+    let ino = mount.file("f", "12345").await;
+    let handle = mount.open(ino, WRITE | libc::O_APPEND).await.handle;
+    mount.write(handle, 0, "67").await;
+    mount.write(handle, 2, "8").await;
+    mount.close(handle).await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"12345678"[..]));
+}
+
+#[tokio::test]
+async fn opening_for_writing_without_a_write_changes_nothing() {
+    let mount = Mount::new();
+    let ino = mount.file("f", "text").await;
+    let handle = mount.open(ino, libc::O_RDWR).await.handle;
+    assert_eq!(mount.read(handle).await, "text");
+    mount.close(handle).await;
+    assert_eq!(mount.cluster.take_log(), [] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn errors_are_repeated_until_the_last_handle_is_gone() {
+    let mount = Mount::new();
+    let (_, handle) = mount.create("f").await;
+    mount.write(handle, 0, "x").await;
+    mount.cluster.fail_publish(Some(ErrorCode::NoSpace));
+    assert_eq!(mount.fs.fsync(handle).await.expect_err("fails").errno(), libc::ENOSPC);
+    mount.cluster.fail_publish(None);
+    assert_eq!(mount.fs.write(handle, 1, b"y", false).await.expect_err("fails").errno(), libc::ENOSPC);
+    assert_eq!(mount.fs.flush(handle, NOBODY).await.expect_err("fails").errno(), libc::ENOSPC);
+    mount.fs.release(handle).await;
+    assert_eq!(mount.cluster.content("f"), None);
+    assert_eq!(mount.cluster.take_log(), ["publish", "abort"]);
+}
+
+#[tokio::test]
+async fn a_time_set_between_write_and_close_survives_the_publication() {
+    let mount = Mount::new();
+    let (ino, handle) = mount.create("f").await;
+    mount.write(handle, 0, "x").await;
+    let change = SetAttr { mtime: Some(SetTime::At(42)), ..SetAttr::default() };
+    mount.fs.setattr(ino, None, change).await.expect("utimensat");
+    mount.close(handle).await;
+    assert_eq!(mount.cluster.attr(ino).mtime_ns, 42);
+    let handle = mount.open(ino, WRITE).await.handle;
+    mount.fs.setattr(ino, None, change).await.expect("utimensat");
+    mount.write(handle, 0, "y").await;
+    mount.close(handle).await;
+    assert_ne!(mount.cluster.attr(ino).mtime_ns, 42, "a later write counts again");
+}
+
+#[tokio::test]
+async fn an_open_reader_keeps_its_version_and_its_size() {
+    let mount = Mount::new();
+    let ino = mount.file("f", "the old text").await;
+    let old = mount.open(ino, READ).await;
+    assert_eq!(mount.read(old.handle).await, "the old text");
+    assert_eq!(mount.size(ino, None).await, (12, true));
+    let writer = mount.open(ino, WRITE | libc::O_TRUNC).await.handle;
+    assert_eq!(mount.size(ino, None).await, (0, false));
+    assert_eq!(mount.size(ino, Some(old.handle)).await, (12, false));
+    mount.write(writer, 0, "new").await;
+    mount.close(writer).await;
+    assert_eq!(mount.read(old.handle).await, "the old text");
+    assert_eq!(mount.size(ino, None).await, (3, false), "sizes are not cached while versions are mixed");
+    assert_eq!(mount.size(ino, Some(old.handle)).await, (12, false));
+    let new = mount.open(ino, READ).await;
+    assert_eq!(new.caching, Caching::Bypass);
+    assert_eq!(mount.read(new.handle).await, "new");
+    mount.fs.release(old.handle).await;
+    assert_eq!(mount.size(ino, None).await, (3, true));
+    assert_eq!(mount.open(ino, READ).await.caching, Caching::Fresh);
+}
+
+#[tokio::test]
+async fn a_file_that_was_never_published_is_read_through_its_writer() {
+    let mount = Mount::new();
+    let (ino, writer) = mount.create("f").await;
+    mount.write(writer, 0, "live").await;
+    let reader = mount.open(ino, READ).await;
+    assert_eq!(reader.caching, Caching::Bypass);
+    assert_eq!(mount.read(reader.handle).await, "live");
+    mount.write(writer, 4, " text").await;
+    mount.close(writer).await;
+    assert_eq!(mount.read(reader.handle).await, "live text", "and after the writer is gone from the cluster");
+}
+
+#[tokio::test]
+async fn truncate_by_path_publishes_at_once() {
+    let mount = Mount::new();
+    let ino = mount.file("f", "12345").await;
+    let found = mount.fs.setattr(ino, Some(2), SetAttr::default()).await.expect("truncate");
+    assert_eq!(found.attr.size, 2);
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"12"[..]));
+    assert_eq!(mount.fs.inodes.len(), 0);
+    let handle = mount.open(ino, WRITE).await.handle;
+    mount.fs.setattr(ino, Some(4), SetAttr::default()).await.expect("ftruncate");
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"12"[..]), "an open writer publishes at its close");
+    mount.close(handle).await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"12\0\0"[..]));
+}
+
+#[tokio::test]
+async fn a_removed_file_stays_usable_for_those_who_have_it_open() {
+    let mount = Mount::new();
+    let ino = mount.file("f", "text").await;
+    let (reader, writer) = (mount.open(ino, READ).await.handle, mount.open(ino, WRITE).await.handle);
+    mount.write(writer, 4, " more").await;
+    mount.fs.unlink(InodeId::ROOT, b"f").await.expect("unlink");
+    assert_eq!(mount.read(reader).await, "text");
+    let found = mount.fs.getattr(ino, None).await.expect("fstat");
+    assert_eq!((found.attr.nlink, found.attr.size), (0, 9));
+    mount.close(writer).await;
+    mount.fs.release(reader).await;
+    assert_eq!(mount.fs.getattr(ino, None).await.expect_err("gone").errno(), libc::ENOENT);
+}
+
+#[tokio::test]
+async fn a_file_removed_while_it_is_created_goes_on_for_its_writer() {
+    let mount = Mount::new();
+    for replace in [false, true] {
+        let (ino, handle) = mount.create("f").await;
+        mount.write(handle, 0, "one").await;
+        if replace {
+            mount.file("g", "other").await;
+            mount
+                .fs
+                .rename((InodeId::ROOT, b"g"), (InodeId::ROOT, b"f"), RenameFlags::default())
+                .await
+                .expect("rename");
+        } else {
+            mount.fs.unlink(InodeId::ROOT, b"f").await.expect("unlink");
+        }
+        mount.fs.flush(handle, NOBODY).await.expect("a duplicate is closed");
+        mount.write(handle, 3, "two").await;
+        mount.fs.fsync(handle).await.expect("fsync");
+        assert_eq!(mount.read(handle).await, "onetwo");
+        assert_eq!(mount.size(ino, None).await.0, 6);
+        mount.close(handle).await;
+        assert_eq!(mount.cluster.take_log(), ["finish"]);
+        assert_eq!(mount.fs.inodes.len(), 0);
+    }
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"other"[..]));
+}
+
+#[tokio::test]
+async fn exclusive_creation_and_creation_of_what_exists() {
+    let mount = Mount::new();
+    let ino = mount.file("f", "text").await;
+    let mode = OpenMode::from_flags(WRITE | libc::O_CREAT | libc::O_EXCL);
+    let error = mount.fs.create(InodeId::ROOT, b"f", 0o644, (0, 0), mode).await.expect_err("exists");
+    assert_eq!(error.errno(), libc::EEXIST);
+    let (same, handle) = mount.create("f").await;
+    assert_eq!(same, ino);
+    mount.close(handle).await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"text"[..]), "without O_TRUNC the content stays");
+}
+
+#[tokio::test]
+async fn a_read_only_mount_refuses_every_change_at_once() {
+    let cluster = FakeCluster::default();
+    let ino = Mount::of(&cluster, false).file("f", "text").await;
+    let mount = Mount::of(&cluster, true);
+    let (root, name, owner) = (InodeId::ROOT, &b"n"[..], (0, 0));
+    let mode = OpenMode::from_flags(WRITE);
+    let xattr = xattr::SetMode { create: false, replace: false };
+    let fs = &mount.fs;
+    let outcomes = [
+        fs.open(ino, mode).await.map(drop),
+        fs.create(root, name, 0, owner, mode).await.map(drop),
+        fs.mkdir(root, name, 0, owner).await.map(drop),
+        fs.symlink(root, name, b"t", owner).await.map(drop),
+        fs.link(ino, root, name).await.map(drop),
+        fs.unlink(root, b"f").await,
+        fs.rmdir(root, b"f").await,
+        fs.rename((root, b"f"), (root, name), RenameFlags::default()).await,
+        fs.setattr(ino, Some(0), SetAttr::default()).await.map(drop),
+        fs.setattr(ino, None, SetAttr { mode: Some(0), ..SetAttr::default() }).await.map(drop),
+        fs.setxattr(ino, b"user.a", b"", xattr).await,
+        fs.removexattr(ino, b"user.a").await,
+    ];
+    for (index, outcome) in outcomes.into_iter().enumerate() {
+        assert_eq!(outcome.expect_err("refused").errno(), libc::EROFS, "{index}");
+    }
+    let reader = mount.open(ino, READ).await.handle;
+    assert_eq!(mount.read(reader).await, "text");
+}
+
+#[tokio::test]
+async fn attributes_of_dfs_itself() {
+    let mount = Mount::new();
+    let ino = mount.file("f", "abc").await;
+    let sum = mount.fs.getxattr(ino, b"user.dfs.sha256").await.expect("sum");
+    assert_eq!(sum, b"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    assert_eq!(mount.fs.listxattr(ino).await.expect("list"), b"");
+    let mode = xattr::SetMode { create: false, replace: false };
+    let errno = |outcome: Result<(), Error>| outcome.expect_err("refused").errno();
+    assert_eq!(errno(mount.fs.setxattr(ino, b"user.dfs.sha256", b"", mode).await), libc::EPERM);
+    assert_eq!(errno(mount.fs.getxattr(ino, b"security.capability").await.map(drop)), libc::ENODATA);
+    assert_eq!(errno(mount.fs.getxattr(ino, b"system.posix_acl_access").await.map(drop)), libc::EOPNOTSUPP);
+    mount.fs.setxattr(ino, b"user.mine", b"1", mode).await.expect("set");
+    assert_eq!(mount.fs.getxattr(ino, b"user.mine").await.expect("get"), b"1");
+    assert_eq!(mount.fs.listxattr(ino).await.expect("list"), b"user.mine\0");
+}
+
+async fn list(mount: &Mount, stream: u64, from: u64, limit: usize) -> (Vec<String>, u64) {
+    let (mut names, mut next) = (Vec::new(), from);
+    let sink = |entry: dir::Entry<'_>| {
+        if names.len() == limit {
+            return true;
+        }
+        names.push(String::from_utf8_lossy(entry.name).into_owned());
+        next = entry.next;
+        false
+    };
+    mount.fs.readdir(stream, from, false, sink).await.expect("readdir");
+    (names, next)
+}
+
+#[tokio::test]
+async fn a_listing_in_buffers_of_any_size_is_whole() {
+    let mount = Mount::new();
+    let mut expected = vec![".".to_owned(), "..".to_owned()];
+    for index in 0..10 {
+        let name = format!("n{index}");
+        mount.file(&name, "").await;
+        expected.push(name);
+    }
+    for limit in 1..14 {
+        let stream = mount.fs.opendir(InodeId::ROOT);
+        let (mut all, mut offset) = (Vec::new(), 0);
+        loop {
+            let (names, next) = list(&mount, stream, offset, limit).await;
+            if names.is_empty() {
+                break;
+            }
+            all.extend(names);
+            offset = next;
+        }
+        assert_eq!(all, expected, "in buffers of {limit}");
+        // Back to every offset that was given.
+        for offset in (0..12).rev() {
+            let (names, _) = list(&mount, stream, offset, usize::MAX).await;
+            assert_eq!(names, expected[usize::try_from(offset).expect("small")..], "from {offset}");
+        }
+        mount.fs.releasedir(stream);
+    }
+}
+
+#[tokio::test]
+async fn removing_while_listing_misses_nothing() {
+    let mount = Mount::new();
+    for index in 0..10 {
+        mount.file(&format!("n{index}"), "").await;
+    }
+    let stream = mount.fs.opendir(InodeId::ROOT);
+    let (mut seen, mut offset) = (0, 0);
+    loop {
+        let (names, next) = list(&mount, stream, offset, 2).await;
+        if names.is_empty() {
+            break;
+        }
+        offset = next;
+        for name in names.iter().filter(|name| name.starts_with('n')) {
+            seen += 1;
+            mount.fs.unlink(InodeId::ROOT, name.as_bytes()).await.expect("unlink");
+        }
+    }
+    assert_eq!(seen, 10);
+}
+
+#[tokio::test]
+async fn files_being_written_are_listed_with_their_size() {
+    let mount = Mount::new();
+    mount.file("a", "").await;
+    mount.file("z", "").await;
+    let (_, handle) = mount.create("m").await;
+    mount.write(handle, 0, "12345").await;
+    let stream = mount.fs.opendir(InodeId::ROOT);
+    let mut sizes = Vec::new();
+    let sink = |entry: dir::Entry<'_>| {
+        let found = entry.attr.expect("asked for");
+        sizes.push((String::from_utf8_lossy(entry.name).into_owned(), found.attr.size));
+        false
+    };
+    mount.fs.readdir(stream, 2, true, sink).await.expect("readdirplus");
+    assert_eq!(sizes, [("a".into(), 0), ("m".into(), 5), ("z".into(), 0)]);
+    mount.close(handle).await;
+    let (names, _) = list(&mount, stream, 0, usize::MAX).await;
+    assert_eq!(names, [".", "..", "a", "m", "z"]);
+}

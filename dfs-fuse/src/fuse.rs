@@ -1,0 +1,561 @@
+//! FUSE requests: decode, call the file system, reply.
+//!
+//! Request threads never wait. The future of an answer is polled once where the request came in, since many answers are
+//! there already (a chunk in the read-ahead window, room in a write buffer, attributes of an open file), and given to the
+//! runtime if it has to wait for anything. Every answer has a deadline. The kernel's FUSE_INTERRUPT is not used: an
+//! operation ends by its deadline, and the process that waits for it can then die.
+
+mod convert;
+
+use std::{
+    ffi::OsStr,
+    fmt,
+    future::Future,
+    io,
+    os::unix::ffi::OsStrExt as _,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Waker},
+    time::{Duration, SystemTime},
+};
+
+use dfs_client::{Dfs, NewNode, RenameFlags};
+use dfs_common::{InodeId, SetAttr};
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle;
+
+use crate::fs::{
+    Found, Fs,
+    error::Error,
+    file::{OpenMode, Opened},
+    xattr::SetMode,
+};
+
+/// Largest write request, bytes. More gains nothing, the kernel's default of 128 KiB costs a fifth of the throughput.
+const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// Requests the kernel may have under way that no program waits for: read-ahead of many files, releases.
+const BACKGROUND_MAX: u16 = 128;
+/// How much longer than one cluster operation an answer may take: several operations in a row, or many chunks to store.
+const PATIENCE: u32 = 4;
+
+/// The adapter between FUSE and the file system.
+pub(crate) struct Adapter {
+    fs: Arc<Fs<Dfs>>,
+    runtime: Handle,
+    deadline: Duration,
+    counters: Arc<Counters>,
+}
+
+/// What happened since the mount began.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    requests: AtomicU64,
+    refusals: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [requests, refusals, failures] =
+            [&self.requests, &self.refusals, &self.failures].map(|counter| counter.load(Ordering::Relaxed));
+        write!(f, "{requests} requests, {refusals} refused, {failures} failed")
+    }
+}
+
+impl Counters {
+    /// The only place where errors of operations are logged and become an errno.
+    fn errno(&self, operation: &'static str, ino: u64, error: &Error) -> Errno {
+        if error.is_remarkable() {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(operation, ino, %error, "operation failed");
+        } else {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(operation, ino, %error, errno = error.errno(), "operation refused");
+        }
+        Errno::from_i32(error.errno())
+    }
+}
+
+impl Adapter {
+    /// An adapter whose answers run on `runtime` and take at most a few times `deadline`.
+    pub(crate) fn new(fs: Arc<Fs<Dfs>>, runtime: Handle, deadline: Duration, counters: Arc<Counters>) -> Self {
+        Self { fs, runtime, deadline, counters }
+    }
+
+    /// Runs `work` and hands its outcome to `reply`.
+    fn answer<T, W>(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        work: W,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let patience = self.deadline * PATIENCE;
+        let counters = Arc::clone(&self.counters);
+        counters.requests.fetch_add(1, Ordering::Relaxed);
+        let mut answer = Box::pin(async move {
+            let outcome = tokio::time::timeout(patience, work).await.unwrap_or(Err(Error::Late(patience)));
+            reply(outcome.map_err(|error| counters.errno(operation, ino.0, &error)));
+        });
+        let _runtime = self.runtime.enter();
+        let first = catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))));
+        match first {
+            Ok(poll) if poll.is_pending() => drop(self.runtime.spawn(answer)),
+            Ok(_) => {}
+            // The reply answers EIO when it is dropped; the mount lives on.
+            Err(_) => tracing::error!(operation, ino = ino.0, "an operation panicked"),
+        }
+    }
+
+    fn entry<W>(&self, operation: &'static str, ino: INodeNo, work: W, reply: ReplyEntry)
+    where
+        W: Future<Output = Result<Found, Error>> + Send + 'static,
+    {
+        let entry_ttl = self.fs.entry_ttl();
+        self.answer(operation, ino, work, move |outcome| match outcome {
+            Ok(found) => {
+                reply.entry_with_ttls(&found.ttl, &entry_ttl, &convert::attr(&found.attr), Generation(0));
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn empty<W>(&self, operation: &'static str, ino: INodeNo, work: W, reply: ReplyEmpty)
+    where
+        W: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        self.answer(operation, ino, work, move |outcome| match outcome {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn attr<W>(&self, operation: &'static str, ino: INodeNo, work: W, reply: ReplyAttr)
+    where
+        W: Future<Output = Result<Found, Error>> + Send + 'static,
+    {
+        self.answer(operation, ino, work, move |outcome| match outcome {
+            Ok(found) => reply.attr(&found.ttl, &convert::attr(&found.attr)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn xattr<W>(&self, operation: &'static str, ino: INodeNo, size: u32, work: W, reply: ReplyXattr)
+    where
+        W: Future<Output = Result<Vec<u8>, Error>> + Send + 'static,
+    {
+        self.answer(operation, ino, work, move |outcome| match outcome {
+            Ok(value) => match u32::try_from(value.len()) {
+                Ok(length) if size == 0 => reply.size(length),
+                Ok(length) if length <= size => reply.data(&value),
+                Ok(_) | Err(_) => reply.error(Errno::ERANGE),
+            },
+            Err(errno) => reply.error(errno),
+        });
+    }
+}
+
+fn name(name: &OsStr) -> Vec<u8> {
+    name.as_bytes().to_vec()
+}
+
+fn id(ino: INodeNo) -> InodeId {
+    InodeId(ino.0)
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Not asked for: SETXATTR_EXT and HANDLE_KILLPRIV_V2, which fuser 0.18 gets wrong, and WRITEBACK_CACHE, which would
+        // hide errors of writes from the programs that made them.
+        for flag in [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ] {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "the kernel does not offer this");
+            }
+        }
+        let _ = config.set_max_write(WRITE_BYTES_MAX);
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
+        let (fs, entry) = (Arc::clone(&self.fs), name(entry));
+        self.entry("lookup", parent, async move { fs.lookup(id(parent), &entry).await }, reply);
+    }
+
+    fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        let fs = Arc::clone(&self.fs);
+        self.attr("getattr", ino, async move { fs.getattr(id(ino), fh.map(|fh| fh.0)).await }, reply);
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+        };
+        let fs = Arc::clone(&self.fs);
+        self.attr("setattr", ino, async move { fs.setattr(id(ino), size, change).await }, reply);
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let fs = Arc::clone(&self.fs);
+        self.answer("readlink", ino, async move { fs.readlink(id(ino)).await }, |outcome| match outcome {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (fs, entry) = (Arc::clone(&self.fs), name(entry));
+        let kind = convert::node_kind(mode);
+        let (uid, gid) = (req.uid(), req.gid());
+        let work = async move {
+            let kind = kind.ok_or_else(|| Error::refused(libc::EINVAL, "mknod of an unknown kind"))?;
+            fs.mknod(id(parent), &entry, NewNode { kind, mode: mode & 0o7777, uid, gid, rdev }).await
+        };
+        self.entry("mknod", parent, work, reply);
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, entry: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (fs, entry, owner) = (Arc::clone(&self.fs), name(entry), (req.uid(), req.gid()));
+        self.entry("mkdir", parent, async move { fs.mkdir(id(parent), &entry, mode, owner).await }, reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+        let (fs, entry) = (Arc::clone(&self.fs), name(entry));
+        self.empty("unlink", parent, async move { fs.unlink(id(parent), &entry).await }, reply);
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+        let (fs, entry) = (Arc::clone(&self.fs), name(entry));
+        self.empty("rmdir", parent, async move { fs.rmdir(id(parent), &entry).await }, reply);
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, link: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (fs, link, owner) = (Arc::clone(&self.fs), name(link), (req.uid(), req.gid()));
+        let target = name(target.as_os_str());
+        self.entry("symlink", parent, async move { fs.symlink(id(parent), &link, &target, owner).await }, reply);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: fuser::RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (fs, from, to) = (Arc::clone(&self.fs), name(entry), name(newname));
+        let work = async move {
+            if flags.contains(fuser::RenameFlags::RENAME_WHITEOUT) {
+                return Err(Error::refused(libc::EINVAL, "whiteouts are for overlay file systems"));
+            }
+            let flags = RenameFlags {
+                no_replace: flags.contains(fuser::RenameFlags::RENAME_NOREPLACE),
+                exchange: flags.contains(fuser::RenameFlags::RENAME_EXCHANGE),
+            };
+            fs.rename((id(parent), &from), (id(newparent), &to), flags).await
+        };
+        self.empty("rename", parent, work, reply);
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let (fs, entry) = (Arc::clone(&self.fs), name(newname));
+        self.entry("link", ino, async move { fs.link(id(ino), id(newparent), &entry).await }, reply);
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let fs = Arc::clone(&self.fs);
+        let work = async move { fs.open(id(ino), OpenMode::from_flags(flags.0)).await };
+        self.answer("open", ino, work, |outcome| match outcome {
+            Ok(opened) => reply.opened(FileHandle(opened.handle), convert::fopen_flags(opened)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (fs, entry, owner) = (Arc::clone(&self.fs), name(entry), (req.uid(), req.gid()));
+        let work = async move {
+            let (attr, opened) = fs.create(id(parent), &entry, mode, owner, OpenMode::from_flags(flags)).await?;
+            Ok::<(Found, Opened), Error>((fs.found(attr), opened))
+        };
+        // The kernel gives one time for name and attributes here; those of a file being written must not be kept.
+        self.answer("create", parent, work, |outcome| match outcome {
+            Ok((found, opened)) => reply.created(
+                &found.ttl,
+                &convert::attr(&found.attr),
+                Generation(0),
+                FileHandle(opened.handle),
+                convert::fopen_flags(opened),
+            ),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        let work = async move { fs.read(fh.0, offset, size as usize).await };
+        self.answer("read", ino, work, |outcome| match outcome {
+            Ok(pieces) => match pieces.as_slice() {
+                [] => reply.data(&[]),
+                [whole] => reply.data(whole),
+                pieces => reply.data(&pieces.concat()),
+            },
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let length = u32::try_from(data.len()).expect("the kernel sends at most WRITE_BYTES_MAX");
+        let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
+        let work = async move { fs.write(fh.0, offset, &data, from_cache).await };
+        self.answer("write", ino, work, move |outcome| match outcome {
+            Ok(()) => reply.written(length),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        let (fs, pid) = (Arc::clone(&self.fs), req.pid());
+        self.empty("flush", ino, async move { fs.flush(fh.0, pid).await }, reply);
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let fs = Arc::clone(&self.fs);
+        self.empty("fsync", ino, async move { fs.fsync(fh.0).await }, reply);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let fs = Arc::clone(&self.fs);
+        let work = async move {
+            fs.release(fh.0).await;
+            Ok(())
+        };
+        self.empty("release", ino, work, reply);
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(self.fs.opendir(id(ino))), fuser::FopenFlags::empty());
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let fs = Arc::clone(&self.fs);
+        let work = async move {
+            let outcome = fs
+                .readdir(fh.0, offset, false, |entry| {
+                    let name = OsStr::from_bytes(entry.name);
+                    reply.add(INodeNo(entry.ino.0), entry.next, convert::kind(entry.kind), name)
+                })
+                .await;
+            Ok((outcome, reply))
+        };
+        let counters = Arc::clone(&self.counters);
+        self.answer("readdir", ino, work, move |outcome| match outcome {
+            Ok((Ok(()), reply)) => reply.ok(),
+            Ok((Err(error), reply)) => reply.error(counters.errno("readdir", ino.0, &error)),
+            // The deadline: the reply went with the work and has answered EIO.
+            Err(_) => {}
+        });
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let fs = Arc::clone(&self.fs);
+        let work = async move {
+            let outcome = fs
+                .readdir(fh.0, offset, true, |entry| {
+                    // An unpublished file that ended just now has no attributes and no name any more.
+                    let Some(found) = entry.attr else { return false };
+                    let name = OsStr::from_bytes(entry.name);
+                    let attr = convert::attr(&found.attr);
+                    reply.add(INodeNo(entry.ino.0), entry.next, name, &found.ttl, &attr, Generation(0))
+                })
+                .await;
+            Ok((outcome, reply))
+        };
+        let counters = Arc::clone(&self.counters);
+        self.answer("readdirplus", ino, work, move |outcome| match outcome {
+            Ok((Ok(()), reply)) => reply.ok(),
+            Ok((Err(error), reply)) => reply.error(counters.errno("readdirplus", ino.0, &error)),
+            Err(_) => {}
+        });
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.fs.releasedir(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // Every change of the namespace is durable before it is answered.
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let fs = Arc::clone(&self.fs);
+        self.answer("statfs", ino, async move { Ok(fs.statfs().await) }, |outcome| match outcome {
+            Ok(space) => convert::reply_statfs(&space, reply),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        key: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (fs, key, value) = (Arc::clone(&self.fs), name(key), value.to_vec());
+        let mode = SetMode { create: flags & libc::XATTR_CREATE != 0, replace: flags & libc::XATTR_REPLACE != 0 };
+        self.empty("setxattr", ino, async move { fs.setxattr(id(ino), &key, &value, mode).await }, reply);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, key: &OsStr, size: u32, reply: ReplyXattr) {
+        let (fs, key) = (Arc::clone(&self.fs), name(key));
+        self.xattr("getxattr", ino, size, async move { fs.getxattr(id(ino), &key).await }, reply);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let fs = Arc::clone(&self.fs);
+        self.xattr("listxattr", ino, size, async move { fs.listxattr(id(ino)).await }, reply);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, key: &OsStr, reply: ReplyEmpty) {
+        let (fs, key) = (Arc::clone(&self.fs), name(key));
+        self.empty("removexattr", ino, async move { fs.removexattr(id(ino), &key).await }, reply);
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // With default_permissions the kernel decides and does not ask. Without, only the user who mounted gets here.
+        reply.ok();
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        // The kernel remembers and answers EOPNOTSUPP from now on; posix_fallocate(3) then writes zeros.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
+        // The kernel remembers and takes the whole file for data.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The kernel copies by reading and writing instead.
+        reply.error(Errno::EOPNOTSUPP);
+    }
+}

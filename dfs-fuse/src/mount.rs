@@ -1,0 +1,185 @@
+//! The life of a mount: connect, attach, serve, detach.
+
+pub(crate) mod device;
+mod fusermount;
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use dfs_client::Dfs;
+use fuser::{Config, Session, SessionACL};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    task::spawn_blocking,
+    time::timeout,
+};
+
+use crate::{
+    config::Args,
+    fs::{self, Fs},
+    fuse::{Adapter, Counters},
+};
+
+/// Threads that read requests. Two keep a reader and a writer from waiting for each other's copies; more gained nothing.
+const REQUEST_THREADS: usize = 2;
+/// Read-ahead of the kernel, KiB. Its default of 128 costs a third of the throughput of a sequential reader.
+const READ_AHEAD_KIB: u32 = 1024;
+/// How long after an unmount the kernel may take to let go, before the process ends anyway and programs that still have
+/// files open get ENOTCONN.
+const LET_GO: Duration = Duration::from_secs(2);
+/// How long ending the session with the cluster may take. It ends by itself when its lease does.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Finds the mount point and makes its path absolute.
+///
+/// # Errors
+/// It does not exist, is no directory, or is a mount whose process has died.
+pub(crate) fn check_mountpoint(path: &Path) -> anyhow::Result<PathBuf> {
+    let full = path.canonicalize().map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT) => anyhow!("mount point {} does not exist; make it: mkdir -p {0}", path.display()),
+        Some(libc::ENOTCONN) => anyhow!(
+            "{} is a mount whose process has ended; free it first: umount {0} (or fusermount3 -u {0})",
+            path.display()
+        ),
+        _ => anyhow!("mount point {}: {error}", path.display()),
+    })?;
+    if !full.is_dir() {
+        bail!("mount point {} is not a directory", path.display());
+    }
+    Ok(full)
+}
+
+/// Mounts and serves until unmounted or told to stop. `on_ready` is called when the mount answers.
+///
+/// # Errors
+/// The cluster did not answer, or the mount could not be made.
+pub(crate) async fn run(args: &Args, mountpoint: &Path, on_ready: impl FnOnce()) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let told_to_stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    tokio::pin!(told_to_stop);
+    let dfs = tokio::select! {
+        dfs = connect(args, mountpoint) => dfs?,
+        signal = &mut told_to_stop => bail!("{signal} before the cluster answered"),
+    };
+    let counters = Arc::new(Counters::default());
+    let outcome = async {
+        let mut ended = attach(args, mountpoint, &dfs, Arc::clone(&counters)).await?;
+        tracing::info!(mountpoint = %mountpoint.display(), "mounted");
+        on_ready();
+        tokio::select! {
+            outcome = &mut ended => outcome.unwrap_or(Ok(())).context("the FUSE session failed"),
+            signal = &mut told_to_stop => {
+                tracing::info!(signal, "unmounting");
+                detach(mountpoint).await?;
+                let _ = timeout(LET_GO, ended).await;
+                Ok(())
+            }
+        }
+    }
+    .await;
+    if timeout(GOODBYE, dfs.close()).await.is_err() {
+        tracing::debug!("the cluster did not hear the goodbye; the session ends with its lease");
+    }
+    tracing::info!(%counters, "unmounted");
+    outcome
+}
+
+async fn connect(args: &Args, mountpoint: &Path) -> anyhow::Result<Dfs> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let description = format!("{} pid {} on {}", host.trim(), std::process::id(), mountpoint.display());
+    let options = args.client.options(description);
+    let within = options.deadline;
+    let cluster = options.meta.join(", ");
+    // The client keeps its deadlines itself; this is for a defect there.
+    let outcome = timeout(within + Duration::from_secs(5), Dfs::connect(options)).await;
+    let hint = format!(
+        "cannot reach the cluster at {cluster}; is a metadata node running there? (dfsctl --meta {cluster} status)"
+    )
+    .replace(", ", ",");
+    match outcome {
+        Ok(Ok(dfs)) => Ok(dfs),
+        Ok(Err(error)) => Err(anyhow!(error).context(hint)),
+        Err(_) => Err(anyhow!("no answer within {within:?}").context(hint)),
+    }
+}
+
+/// Mounts and starts to serve; gives what tells the end of the session.
+async fn attach(
+    args: &Args,
+    mountpoint: &Path,
+    dfs: &Dfs,
+    counters: Arc<Counters>,
+) -> anyhow::Result<oneshot::Receiver<std::io::Result<()>>> {
+    let options = fs::Options { read_only: args.read_only, cache_ttl: args.cache.0 };
+    let fs = Arc::new(Fs::new(dfs.clone(), options));
+    let adapter = Adapter::new(fs, tokio::runtime::Handle::current(), args.client.deadline.0, counters);
+    let request = device::Request {
+        mountpoint: mountpoint.to_owned(),
+        source: format!("dfs#{}", args.client.meta.join(",")),
+        read_only: args.read_only,
+        allow_other: args.allow_other,
+        default_permissions: args.default_permissions || args.allow_other && device::is_root(),
+        flags: args.mount_flags,
+    };
+    let session = spawn_blocking(move || -> anyhow::Result<_> {
+        let device = device::attach(&request)?;
+        let mut config = Config::default();
+        config.n_threads = Some(REQUEST_THREADS);
+        // A clone needs the right to open the device, which a user who mounted by fusermount3 may lack.
+        config.clone_fd = device::can_open();
+        // The kernel itself checks who may use the mount.
+        Session::from_fd(adapter, device, SessionACL::All, config).context("the kernel refused the FUSE handshake")
+    })
+    .await
+    .context("the mounting thread panicked")??;
+    let (tell, ended) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("fuse".into())
+        .spawn(move || tell.send(session.run()))
+        .context("cannot start the request thread")?;
+    let outcome = first_look(mountpoint, args.client.deadline.0).await;
+    if outcome.is_err() {
+        detach(mountpoint).await?;
+    }
+    outcome.map(|()| ended)
+}
+
+/// Asks the new mount for its root.
+async fn first_look(mountpoint: &Path, patience: Duration) -> anyhow::Result<()> {
+    let path = mountpoint.to_owned();
+    let look = spawn_blocking(move || -> std::io::Result<()> {
+        let device = std::fs::metadata(&path)?.dev();
+        set_read_ahead(device);
+        Ok(())
+    });
+    match timeout(patience + Duration::from_secs(2), look).await {
+        Ok(Ok(outcome)) => outcome.context("the mount was made, but its root directory does not answer"),
+        Ok(Err(_)) => bail!("the thread that looked at the mount panicked"),
+        Err(_) => bail!("the mount was made, but its root directory did not answer within {patience:?}"),
+    }
+}
+
+/// The kernel gives every mount 128 KiB and lets root change it.
+fn set_read_ahead(device: u64) {
+    let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", libc::major(device), libc::minor(device));
+    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!(path, %error, "the kernel's read-ahead stays as it is");
+    }
+}
+
+async fn detach(mountpoint: &Path) -> anyhow::Result<()> {
+    let path = mountpoint.to_owned();
+    spawn_blocking(move || device::detach(&path)).await.context("the unmounting thread panicked")?
+}

@@ -1,0 +1,234 @@
+//! The leader's control loops: failure detector, sessions, placement, repair, garbage and inventories.
+//!
+//! Each planner is pure and knows neither clock nor network; this module holds their state, feeds them and proposes what they
+//! decide. Everything here is *soft*: it belongs to one leadership, is built anew by the next leader, and losing it costs
+//! time, never data. What must survive goes through [`raft::Handle::propose`].
+//!
+//! Lock order: the soft state before the replicated state ([`raft::Handle::peek`] may be called with the soft state locked,
+//! the soft state must not be locked inside a read). No lock is held across an `await`.
+
+pub mod detector;
+pub mod garbage;
+pub mod heartbeat;
+pub mod inventory;
+pub mod placement;
+pub mod repair;
+pub mod reports;
+mod runner;
+pub mod sessions;
+pub mod settings;
+mod soft;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use dfs_common::{ErrorCode, NodeId, SessionId, layout::Replicas, node::NodeState};
+use dfs_proto::status::RpcError;
+use tokio::sync::{Notify, watch};
+
+pub use runner::run;
+pub use settings::{RepairSettings, Settings};
+use soft::Soft;
+
+use crate::{
+    fsm::{Command, Node, Reply},
+    raft,
+};
+
+/// The control loops as the RPC layer uses them. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    raft: raft::Handle,
+    leadership: watch::Receiver<raft::Leadership>,
+    settings: Settings,
+    /// `None` while this node does not lead.
+    soft: Mutex<Option<Soft>>,
+    /// A repair job ended: there may be room for the next.
+    finished: Notify,
+    /// Repair jobs were planned.
+    planned: Notify,
+}
+
+/// What an administrator wants to know of a node beyond the replicated state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeFigures {
+    /// Bytes it may hold.
+    pub capacity_bytes: u64,
+    /// Bytes it holds.
+    pub used_bytes: u64,
+    /// Chunks it holds.
+    pub chunk_count: u64,
+    /// Time since it was last heard.
+    pub silent: Duration,
+}
+
+impl Handle {
+    /// The control loops of this node. They rest until [`run`] is started and this node leads.
+    #[must_use]
+    pub fn new(raft: raft::Handle, settings: Settings) -> Self {
+        let leadership = raft.leadership();
+        let (finished, planned) = (Notify::new(), Notify::new());
+        Self { inner: Arc::new(Inner { raft, leadership, settings, soft: Mutex::new(None), finished, planned }) }
+    }
+
+    /// The tunables.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    /// Term of the leadership that this node knows of.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.inner.leadership.borrow().term
+    }
+
+    /// Makes `count` placements of new chunks of `chunk_bytes` for a session.
+    ///
+    /// # Errors
+    /// `SessionExpired`, `NotEnoughNodes`, `NoSpace`, or what [`raft::Handle::read`] says.
+    pub async fn allocate(
+        &self,
+        session: SessionId,
+        count: usize,
+        avoid: &[NodeId],
+        local_host: &str,
+    ) -> Result<Vec<Replicas>, RpcError> {
+        let (settings, nodes) = self
+            .inner
+            .raft
+            .read(|state| {
+                state.session(session).map(|_| (state.settings(), state.nodes().cloned().collect::<Vec<Node>>()))
+            })
+            .await?
+            .ok_or_else(|| session_expired(session))?;
+        let tunables = self.settings();
+        self.lead(|soft, now| {
+            let accuser = detector::Accuser::Client(session.0);
+            avoid.iter().filter(|id| nodes.iter().any(|n| n.id == **id)).for_each(|id| {
+                soft.detector.accuse(*id, accuser, now);
+            });
+            let mut candidates = soft.candidates(&nodes, tunables.placement_valid, now);
+            let rules = placement::Rules {
+                replication: settings.replication as usize,
+                write_quorum: settings.write_quorum as usize,
+                chunk_bytes: u64::from(settings.chunk_size),
+                reserve_bytes: tunables.reserve_bytes,
+                avoid,
+                local_host,
+            };
+            let placements = placement::place(&mut candidates, rules, count, &mut soft.rng)?;
+            for node in placements.iter().flatten() {
+                soft.outstanding.add(*node, rules.chunk_bytes, now);
+            }
+            Ok(placements)
+        })?
+    }
+
+    /// A session was opened.
+    ///
+    /// # Errors
+    /// This node does not lead.
+    pub fn session_opened(&self, session: SessionId) -> Result<(), RpcError> {
+        self.lead(|soft, now| soft.sessions.opened(session, now))
+    }
+
+    /// A session was closed by its client.
+    ///
+    /// # Errors
+    /// This node does not lead.
+    pub fn session_closed(&self, session: SessionId) -> Result<(), RpcError> {
+        self.lead(|soft, _| soft.sessions.closed(session))
+    }
+
+    /// A session renews. Returns whether the next renewal must bring the full set of pins.
+    ///
+    /// # Errors
+    /// `SessionExpired`, `TooLarge`, or what [`raft::Handle::read`] says.
+    pub async fn renew(&self, session: SessionId, renewal: sessions::Renewal) -> Result<bool, RpcError> {
+        if !self.inner.raft.read(|state| state.session(session).is_some()).await? {
+            return Err(session_expired(session));
+        }
+        self.lead(|soft, now| soft.sessions.renew(session, renewal, now))?
+    }
+
+    /// Figures of `nodes` as their heartbeats gave them.
+    ///
+    /// # Errors
+    /// This node does not lead.
+    pub fn figures(&self, nodes: &[Node]) -> Result<Vec<NodeFigures>, RpcError> {
+        self.lead(|soft, now| nodes.iter().map(|node| soft.figures(node, now)).collect())
+    }
+
+    /// Repair jobs under way.
+    ///
+    /// # Errors
+    /// This node does not lead.
+    pub fn repairs_active(&self) -> Result<usize, RpcError> {
+        self.lead(|soft, _| soft.planner.active())
+    }
+
+    /// Has `command` agreed on; a refusal becomes an error.
+    pub(crate) async fn apply(&self, command: Command) -> Result<Reply, RpcError> {
+        self.inner.raft.propose(command).await?.map_err(|refusal| RpcError::new(refusal.code, refusal.message))
+    }
+
+    /// Runs `f` on the soft state of the present leadership, which is made new if it belongs to an older one.
+    fn lead<R>(&self, f: impl FnOnce(&mut Soft, Instant) -> R) -> Result<R, RpcError> {
+        let term = {
+            let leadership = self.inner.leadership.borrow();
+            leadership.is_leader.then_some(leadership.term)
+        };
+        let term = term.ok_or_else(|| self.inner.raft.not_leader())?;
+        let now = Instant::now();
+        let mut guard = self.inner.soft.lock().unwrap_or_else(PoisonError::into_inner);
+        if guard.as_ref().is_some_and(|soft| soft.term != term) {
+            *guard = None;
+        }
+        Ok(f(guard.get_or_insert_with(|| Soft::new(term, &self.inner.settings, now)), now))
+    }
+
+    /// Forgets the soft state: this node does not lead any more.
+    fn step_down(&self) {
+        self.inner.soft.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Brings the agreed state of a node in line with what the failure detector says.
+    async fn judge(&self, node: NodeId) -> Result<(), RpcError> {
+        let Some(from) = self.inner.raft.peek(|state| state.node(node).map(|node| node.state)) else { return Ok(()) };
+        let Some(state) = self.lead(|soft, now| soft.detector.judge(node, from, now))? else { return Ok(()) };
+        let silent = self.lead(|soft, now| soft.detector.silence(node, now))?;
+        match self.apply(Command::SetNodeState { node, state, from }).await {
+            Ok(_) => {}
+            // Somebody else, an administrator or a heartbeat at the same moment, was faster.
+            Err(error) if error.code == ErrorCode::Stale => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        match state {
+            NodeState::Dead => tracing::warn!(%node, %from, ?silent, "storage node is dead, its copies are replaced"),
+            NodeState::Alive | NodeState::Suspect | NodeState::Draining | NodeState::Decommissioned => {
+                tracing::info!(%node, %from, to = %state, ?silent, "storage node changed state");
+            }
+        }
+        if from == NodeState::Dead && state == NodeState::Alive {
+            self.lead(|soft, now| soft.inventories.restart(node, now))?;
+        }
+        Ok(())
+    }
+}
+
+fn session_expired(session: SessionId) -> RpcError {
+    RpcError::new(ErrorCode::SessionExpired, format!("session {session} has ended"))
+}
+
+/// This process's clock, nanoseconds since the Unix epoch.
+pub(crate) fn unix_now_ns() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,272 @@
+//! The failure detector: who is alive, suspect or dead. Pure: the clock comes in with each call.
+//!
+//! ```text
+//!            silence > suspect, or accused            silence > dead
+//!   alive ────────────────────────────────► suspect ────────────────► dead
+//!     ▲                                        │                        │
+//!     └────────────────────────────────────────┴────────────────────────┘
+//!                               a heartbeat
+//! ```
+//!
+//! A node is *accused* when two others could not reach it since its last heartbeat, or one and it missed a beat. An
+//! accusation makes suspect, so that reads and placements avoid the node at once; only silence makes dead, because one cut
+//! cable between two nodes must not start the copying of a whole disk. Silence is never counted from before this leader
+//! began to lead: it cannot know what the leader before heard.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use dfs_common::{NodeId, node::NodeState};
+
+/// Accusers remembered for one node. Two suffice to make it suspect.
+const ACCUSERS_MAX: usize = 8;
+
+/// Times of the detector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How often nodes report.
+    pub heartbeat: Duration,
+    /// Silence that makes suspect.
+    pub suspect: Duration,
+    /// Silence that makes dead.
+    pub dead: Duration,
+}
+
+/// Who could not reach a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Accuser {
+    /// Another storage node.
+    Node(NodeId),
+    /// A client session.
+    Client(u64),
+}
+
+#[derive(Debug, Default)]
+struct Watch {
+    heard: Option<Instant>,
+    accusers: BTreeSet<Accuser>,
+    /// When it last was accused: placements treat it as lately failed for a while, even when it reports again.
+    accused: Option<Instant>,
+    /// It said goodbye: suspect until it is heard again.
+    left: bool,
+}
+
+/// What the leader heard from and about storage nodes.
+#[derive(Debug)]
+pub struct Detector {
+    timing: Timing,
+    leader_since: Instant,
+    nodes: BTreeMap<NodeId, Watch>,
+}
+
+impl Detector {
+    /// A detector of a leader that leads since `leader_since` and has heard nothing yet.
+    #[must_use]
+    pub fn new(timing: Timing, leader_since: Instant) -> Self {
+        Self { timing, leader_since, nodes: BTreeMap::new() }
+    }
+
+    /// A heartbeat or registration of `node` arrived.
+    pub fn heard(&mut self, node: NodeId, now: Instant) {
+        let watch = self.nodes.entry(node).or_default();
+        watch.heard = Some(now);
+        watch.accusers.clear();
+        watch.left = false;
+    }
+
+    /// `accuser` could not reach `node`. An accusation of oneself is ignored.
+    pub fn accuse(&mut self, node: NodeId, accuser: Accuser, now: Instant) {
+        if accuser == Accuser::Node(node) {
+            return;
+        }
+        let watch = self.nodes.entry(node).or_default();
+        watch.accused = Some(now);
+        if watch.accusers.len() < ACCUSERS_MAX {
+            watch.accusers.insert(accuser);
+        }
+    }
+
+    /// `node` announced that it stops.
+    pub fn left(&mut self, node: NodeId) {
+        self.nodes.entry(node).or_default().left = true;
+    }
+
+    /// How long `node` has been silent, as far as this leader can know.
+    #[must_use]
+    pub fn silence(&self, node: NodeId, now: Instant) -> Duration {
+        let heard = self.nodes.get(&node).and_then(|watch| watch.heard);
+        now.saturating_duration_since(heard.map_or(self.leader_since, |heard| heard.max(self.leader_since)))
+    }
+
+    /// Whether `node` was heard by this leader at all.
+    #[must_use]
+    pub fn was_heard(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|watch| watch.heard.is_some())
+    }
+
+    /// Whether `node` was accused within the time that makes silence suspect.
+    #[must_use]
+    pub fn recently_accused(&self, node: NodeId, now: Instant) -> bool {
+        let accused = self.nodes.get(&node).and_then(|watch| watch.accused);
+        accused.is_some_and(|at| now.saturating_duration_since(at) < self.timing.suspect)
+    }
+
+    /// The state `node` should have, given the agreed one; `None` when nothing changes. Administrative states are left alone.
+    #[must_use]
+    pub fn judge(&self, node: NodeId, agreed: NodeState, now: Instant) -> Option<NodeState> {
+        if matches!(agreed, NodeState::Draining | NodeState::Decommissioned) {
+            return None;
+        }
+        let silence = self.silence(node, now);
+        let next = if silence > self.timing.dead {
+            NodeState::Dead
+        } else if silence > self.timing.suspect || self.is_accused(node, silence) {
+            // A dead node that is still silent stays dead: a new leader's fresh count must not revive it.
+            if agreed == NodeState::Dead { NodeState::Dead } else { NodeState::Suspect }
+        } else if self.was_heard(node) {
+            NodeState::Alive
+        } else {
+            agreed
+        };
+        (next != agreed).then_some(next)
+    }
+
+    /// Forgets nodes that are no longer registered.
+    pub fn retain(&mut self, keep: impl Fn(NodeId) -> bool) {
+        self.nodes.retain(|node, _| keep(*node));
+    }
+
+    fn is_accused(&self, node: NodeId, silence: Duration) -> bool {
+        let Some(watch) = self.nodes.get(&node) else { return false };
+        let missed_a_beat = silence > self.timing.heartbeat + self.timing.heartbeat / 2;
+        watch.left || watch.accusers.len() >= 2 || (missed_a_beat && !watch.accusers.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const N: NodeId = NodeId(1);
+    const TIMING: Timing =
+        Timing { heartbeat: Duration::from_secs(3), suspect: Duration::from_secs(10), dead: Duration::from_secs(30) };
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn silence_makes_suspect_then_dead_and_a_heartbeat_revives() {
+        let t0 = Instant::now();
+        let mut detector = Detector::new(TIMING, t0);
+        detector.heard(N, t0 + secs(1));
+        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(11)), None);
+        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(12)), Some(NodeState::Suspect));
+        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(31)), None);
+        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(32)), Some(NodeState::Dead));
+        detector.heard(N, t0 + secs(40));
+        assert_eq!(detector.judge(N, NodeState::Dead, t0 + secs(40)), Some(NodeState::Alive));
+    }
+
+    #[test]
+    fn accusations_make_suspect_at_once_but_never_dead() {
+        let t0 = Instant::now();
+        let mut detector = Detector::new(TIMING, t0);
+        detector.heard(N, t0);
+        detector.accuse(N, Accuser::Node(NodeId(2)), t0 + secs(1));
+        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(1)), None, "one accuser, no beat missed");
+        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(5)), Some(NodeState::Suspect), "and a beat missed");
+        detector.accuse(N, Accuser::Client(7), t0 + secs(1));
+        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(1)), Some(NodeState::Suspect));
+        for i in 0..100 {
+            detector.accuse(N, Accuser::Client(i), t0 + secs(2));
+        }
+        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(2)), None);
+        detector.heard(N, t0 + secs(3));
+        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(3)), Some(NodeState::Alive));
+        assert!(detector.recently_accused(N, t0 + secs(4)) && !detector.recently_accused(N, t0 + secs(13)));
+    }
+
+    #[test]
+    fn a_node_that_left_is_suspect_until_it_is_back() {
+        let t0 = Instant::now();
+        let mut detector = Detector::new(TIMING, t0);
+        detector.heard(N, t0);
+        detector.left(N);
+        assert_eq!(detector.judge(N, NodeState::Alive, t0), Some(NodeState::Suspect));
+        detector.heard(N, t0 + secs(1));
+        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(1)), Some(NodeState::Alive));
+    }
+
+    #[test]
+    fn a_new_leader_keeps_the_dead_dead() {
+        let t0 = Instant::now();
+        let detector = Detector::new(TIMING, t0);
+        assert_eq!(detector.judge(N, NodeState::Dead, t0 + secs(1)), None);
+        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(1)), None, "unheard: as it was");
+        assert_eq!(detector.judge(N, NodeState::Draining, t0 + secs(500)), None);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        Heard(u32),
+        Accuse(u32, u32),
+        Left(u32),
+        NewLeader,
+        Wait(u64),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            (0..4u32).prop_map(Event::Heard),
+            (0..4u32, 0..4u32).prop_map(|(a, b)| Event::Accuse(a, b)),
+            (0..4u32).prop_map(Event::Left),
+            Just(Event::NewLeader),
+            (0..12_000u64).prop_map(Event::Wait),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_dies_but_by_silence_under_this_leader(events in proptest::collection::vec(event(), 1..80)) {
+            let mut now = Instant::now();
+            let mut detector = Detector::new(TIMING, now);
+            let mut since = now;
+            let mut agreed = [NodeState::Alive; 4];
+            let mut heard = [now; 4];
+            for event in events {
+                match event {
+                    Event::Heard(n) => {
+                        detector.heard(NodeId(n), now);
+                        heard[n as usize] = now;
+                    }
+                    Event::Accuse(n, by) => detector.accuse(NodeId(n), Accuser::Node(NodeId(by)), now),
+                    Event::Left(n) => detector.left(NodeId(n)),
+                    Event::NewLeader => {
+                        detector = Detector::new(TIMING, now);
+                        since = now;
+                    }
+                    Event::Wait(ms) => now += Duration::from_millis(ms),
+                }
+                for n in 0..4u32 {
+                    let i = n as usize;
+                    if let Some(next) = detector.judge(NodeId(n), agreed[i], now) {
+                        if next == NodeState::Dead {
+                            prop_assert!(now - heard[i].max(since) > TIMING.dead);
+                            prop_assert!(now - since > TIMING.dead, "within the grace period of a new leader");
+                        }
+                        if next == NodeState::Alive {
+                            prop_assert!(now - heard[i] <= TIMING.suspect);
+                        }
+                        agreed[i] = next;
+                    }
+                    prop_assert_eq!(detector.judge(NodeId(n), agreed[i], now), None, "judgements are stable");
+                }
+            }
+        }
+    }
+}

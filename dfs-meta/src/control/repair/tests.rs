@@ -1,0 +1,247 @@
+//! Tests of the repair planner with a simulated clock and cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
+use rand::{Rng as _, SeedableRng, rngs::StdRng};
+
+use super::*;
+
+const LENGTH: u32 = 4 << 20;
+
+fn node(id: u32, state: NodeState) -> Candidate {
+    Candidate {
+        id: NodeId(id),
+        state,
+        rack: String::new(),
+        host: String::new(),
+        capacity_bytes: 1 << 40,
+        used_bytes: 0,
+        outstanding_bytes: 0,
+        active_streams: 0,
+        recently_failed: false,
+    }
+}
+
+fn chunk(n: u8) -> ChunkId {
+    ChunkId([n; 32])
+}
+
+fn need(n: u8, holders: &[u32]) -> Need {
+    Need { chunk: chunk(n), length: LENGTH, sha256: [0; 32], holders: holders.iter().copied().map(NodeId).collect() }
+}
+
+struct Bench {
+    planner: Planner,
+    nodes: Vec<Candidate>,
+    now: Instant,
+    rng: StdRng,
+}
+
+impl Bench {
+    fn new(states: &[NodeState]) -> Self {
+        let nodes = (1..).zip(states).map(|(id, state)| node(id, *state)).collect();
+        let planner = Planner::new(RepairSettings::default(), 3);
+        Self { planner, nodes, now: Instant::now(), rng: StdRng::seed_from_u64(5) }
+    }
+
+    fn consider(&mut self, need: &Need) -> Verdict {
+        self.planner.consider(need, &self.nodes, 3, 0, self.now, &mut self.rng)
+    }
+
+    fn pass(&mut self, seconds: u64) -> Vec<Job> {
+        self.now += Duration::from_secs(seconds);
+        self.planner.expire(self.now, &self.nodes)
+    }
+}
+
+use NodeState::{Alive, Dead, Suspect};
+
+#[test]
+fn a_copy_on_a_dead_node_is_replaced_at_once() {
+    let mut bench = Bench::new(&[Alive, Alive, Dead, Alive]);
+    assert_eq!(bench.consider(&need(1, &[1, 2, 3])), Verdict::Planned);
+    let job = bench.planner.jobs().next().expect("planned").clone();
+    assert_eq!((job.target, job.urgent), (NodeId(4), false));
+    assert!([NodeId(1), NodeId(2)].contains(&job.source));
+    assert_eq!(job.id >> 32, 3, "the term fences results of older leaders");
+    assert_eq!(bench.consider(&need(1, &[1, 2, 3])), Verdict::InWork);
+}
+
+#[test]
+fn a_suspect_is_not_replaced_unless_one_live_copy_is_left() {
+    let mut bench = Bench::new(&[Alive, Alive, Suspect, Suspect, Alive]);
+    assert_eq!(bench.consider(&need(1, &[1, 2, 3])), Verdict::Enough);
+    assert_eq!(bench.consider(&need(2, &[1, 3, 4])), Verdict::Planned);
+    assert!(bench.planner.jobs().all(|job| job.urgent && job.source == NodeId(1)));
+    assert_eq!(bench.consider(&need(3, &[3, 4])), Verdict::NoSource);
+}
+
+#[test]
+fn a_fresh_chunk_gets_time_for_its_late_copy() {
+    let mut bench = Bench::new(&[Alive; 4]);
+    assert_eq!(bench.consider(&need(1, &[1, 2])), Verdict::Fresh);
+    bench.pass(4);
+    assert_eq!(bench.consider(&need(1, &[1, 2])), Verdict::Fresh);
+    bench.pass(1);
+    assert_eq!(bench.consider(&need(1, &[1, 2])), Verdict::Planned);
+}
+
+#[test]
+fn limits_per_source_target_and_total_hold() {
+    let mut bench = Bench::new(&[Alive, Dead, Alive]);
+    for n in 0..4 {
+        assert_eq!(bench.consider(&need(n, &[1, 2])), Verdict::Planned);
+    }
+    assert_eq!(bench.consider(&need(9, &[1, 2])), Verdict::Busy);
+    let mut bench = Bench::new(&[Alive, Dead, Alive, Alive]);
+    bench.nodes[2].capacity_bytes = 0;
+    for n in 0..4 {
+        assert_eq!(bench.consider(&need(n, &[1, 2])), Verdict::Planned);
+    }
+    assert_eq!(bench.consider(&need(9, &[1, 2, 3])), Verdict::NoTarget, "the only other node has its four");
+}
+
+#[test]
+fn a_lost_job_is_issued_again_and_a_failed_target_gets_a_pause() {
+    let mut bench = Bench::new(&[Alive, Dead, Alive]);
+    let need = need(1, &[1, 2]);
+    bench.consider(&need);
+    assert_eq!(bench.planner.issue(NodeId(1), bench.now, |_| true).len(), 1);
+    assert!(bench.planner.issue(NodeId(1), bench.now, |_| true).is_empty(), "issued once");
+    assert!(bench.pass(30).is_empty());
+    assert_eq!(bench.pass(1).len(), 1, "its lease ended");
+    assert_eq!(bench.consider(&need), Verdict::NoTarget, "the only target has a pause");
+    bench.pass(5);
+    assert_eq!(bench.consider(&need), Verdict::Planned);
+    let id = bench.planner.jobs().next().expect("planned").id;
+    assert!(bench.planner.finish(id, Some(ErrorCode::NoSpace), bench.now).is_some());
+    bench.pass(6);
+    assert_eq!(bench.consider(&need), Verdict::NoTarget, "the second pause is longer");
+    bench.pass(5);
+    assert_eq!(bench.consider(&need), Verdict::Planned);
+}
+
+#[test]
+fn jobs_of_a_node_that_died_are_planned_anew_at_once() {
+    let mut bench = Bench::new(&[Alive, Alive, Dead, Alive, Alive]);
+    let need = need(1, &[1, 2, 3]);
+    bench.consider(&need);
+    let target = bench.planner.jobs().next().expect("planned").target;
+    bench.nodes[target.0 as usize - 1].state = Suspect;
+    assert!(bench.pass(0).is_empty(), "nothing timed out");
+    assert_eq!(bench.consider(&need), Verdict::Planned);
+    assert_ne!(bench.planner.jobs().next().expect("planned").target, target);
+}
+
+#[test]
+fn a_late_report_cancels_a_job_that_waits() {
+    let mut bench = Bench::new(&[Alive, Dead, Alive]);
+    bench.consider(&need(1, &[1, 2]));
+    assert!(bench.planner.issue(NodeId(1), bench.now, |_| false).is_empty());
+    assert_eq!(bench.planner.active(), 0);
+}
+
+/// A cluster in which nodes die, answers are lost and jobs fail, until the trouble ends.
+struct Simulation {
+    bench: Bench,
+    chunks: BTreeMap<ChunkId, BTreeSet<NodeId>>,
+}
+
+impl Simulation {
+    fn new(nodes: u32, chunks: u8, rng: &mut StdRng) -> Self {
+        let mut bench = Bench::new(&vec![Alive; nodes as usize]);
+        bench.rng = StdRng::seed_from_u64(rng.random());
+        let chunks = (0..chunks)
+            .map(|n| {
+                let rules = placement::Rules {
+                    replication: 3,
+                    write_quorum: 2,
+                    chunk_bytes: u64::from(LENGTH),
+                    reserve_bytes: 0,
+                    avoid: &[],
+                    local_host: "",
+                };
+                let placed = placement::place(&mut bench.nodes, rules, 1, rng).expect("room");
+                (chunk(n), placed[0].iter().copied().collect())
+            })
+            .collect();
+        Self { bench, chunks }
+    }
+
+    fn tick(&mut self, trouble: bool, rng: &mut StdRng) {
+        self.bench.pass(1);
+        let mut needs: Vec<Need> = self
+            .chunks
+            .iter()
+            .map(|(id, holders)| Need {
+                chunk: *id,
+                length: LENGTH,
+                sha256: [0; 32],
+                holders: holders.iter().copied().collect(),
+            })
+            .collect();
+        needs.sort_by_key(|need| need.holders.len());
+        for need in &needs {
+            self.bench.consider(need);
+        }
+        let settings = RepairSettings::default();
+        assert!(self.bench.planner.active() <= settings.total);
+        for node in &self.bench.nodes {
+            assert!(self.bench.planner.count(|j| j.source == node.id) <= settings.per_source);
+            assert!(self.bench.planner.count(|j| j.target == node.id) <= settings.per_target);
+        }
+        let alive: Vec<NodeId> = self.bench.nodes.iter().filter(|n| n.state == Alive).map(|n| n.id).collect();
+        for source in alive {
+            for job in self.bench.planner.issue(source, self.bench.now, |_| true) {
+                assert!(
+                    self.chunks[&job.chunk].contains(&job.source) && !self.chunks[&job.chunk].contains(&job.target)
+                );
+                self.run(&job, trouble, rng);
+            }
+        }
+    }
+
+    fn run(&mut self, job: &Job, trouble: bool, rng: &mut StdRng) {
+        match if trouble { rng.random_range(0..4) } else { 0 } {
+            0 => {
+                self.chunks.get_mut(&job.chunk).expect("known").insert(job.target);
+                self.bench.planner.finish(job.id, None, self.bench.now);
+            }
+            1 => {
+                self.bench.planner.finish(job.id, Some(ErrorCode::Unavailable), self.bench.now);
+            }
+            2 => {
+                // Copied, but the answer is lost.
+                self.chunks.get_mut(&job.chunk).expect("known").insert(job.target);
+            }
+            _ => {}
+        }
+    }
+
+    fn live_copies(&self, holders: &BTreeSet<NodeId>) -> usize {
+        self.bench.nodes.iter().filter(|n| n.state == Alive && holders.contains(&n.id)).count()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn every_chunk_with_a_live_copy_is_whole_in_the_end(seed in any::<u64>(), chunks in 1..60u8) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut simulation = Simulation::new(6, chunks, &mut rng);
+        let victim = rng.random_range(0..6usize);
+        simulation.bench.nodes[victim].state = Dead;
+        for _ in 0..120 {
+            simulation.tick(true, &mut rng);
+        }
+        simulation.bench.nodes[(victim + 1) % 6].state = Dead;
+        for _ in 0..1200 {
+            simulation.tick(false, &mut rng);
+        }
+        for (id, holders) in &simulation.chunks {
+            prop_assert!(simulation.live_copies(holders) >= 3, "{id}: {holders:?}");
+        }
+        prop_assert_eq!(simulation.bench.planner.active(), 0, "nothing is left over");
+    }
+}

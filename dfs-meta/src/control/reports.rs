@@ -1,0 +1,120 @@
+//! Single events that storage nodes and clients report: finished uploads, finished repairs, bad copies.
+
+use dfs_common::{ChunkId, ErrorCode, NodeId, node::NodeState};
+use dfs_proto::status::RpcError;
+
+use super::Handle;
+use crate::fsm::{Command, Receipt, Reply};
+
+/// Outcome of a repair job as its source reports it.
+#[derive(Clone, Debug)]
+pub struct RepairResult {
+    /// Number of the job.
+    pub job: u64,
+    /// The source.
+    pub node: NodeId,
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Where it was sent.
+    pub target: NodeId,
+    /// Why it failed, or `None`.
+    pub failure: Option<(ErrorCode, String)>,
+}
+
+/// A copy that a reader could not use.
+#[derive(Clone, Debug)]
+pub struct BadCopy {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Where.
+    pub node: NodeId,
+    /// What was wrong.
+    pub reason: String,
+    /// It is not there at all.
+    pub missing: bool,
+}
+
+impl Handle {
+    /// Primaries report finished uploads.
+    ///
+    /// # Errors
+    /// What [`crate::raft::Handle::propose`] says.
+    pub async fn commit_chunks(&self, receipts: Vec<Receipt>) -> Result<(), RpcError> {
+        if receipts.is_empty() {
+            return Ok(());
+        }
+        let (holders, files): (Vec<_>, Vec<_>) =
+            receipts.iter().map(|r| ((r.chunk, r.replicas.clone()), (r.chunk, r.file))).unzip();
+        let Reply::Chunks { skipped } = self.apply(Command::CommitChunks { receipts }).await? else {
+            return Ok(());
+        };
+        // Their version is neither pending nor published: left behind by a writer that gave up.
+        self.lead(|soft, now| {
+            for ((chunk, replicas), (_, file)) in holders.iter().zip(&files).filter(|((c, _), _)| skipped.contains(c)) {
+                replicas.iter().for_each(|node| soft.unknown.note(*node, *chunk, *file, now));
+            }
+        })
+    }
+
+    /// A repair job ended.
+    ///
+    /// # Errors
+    /// What [`crate::raft::Handle::propose`] says; the job's lease then has it done again.
+    pub async fn repair_result(&self, result: RepairResult) -> Result<(), RpcError> {
+        let RepairResult { job, node, chunk, target, failure } = result;
+        match &failure {
+            None => {
+                // Also for a job that this leader does not know: the copy is there. What was made for a chunk that nobody
+                // references any more is found by the inventory.
+                self.apply(Command::ReplicasAdded { replicas: vec![(chunk, target)] }).await?;
+            }
+            Some((ErrorCode::ChunkMissing, _)) => {
+                self.bad_copy(BadCopy { chunk, node, reason: "no source of a repair".into(), missing: true }).await?;
+            }
+            Some((code, message)) => {
+                tracing::info!(%chunk, source = %node, %target, %code, message, "repair failed, it is tried again");
+            }
+        }
+        let code = failure.map(|(code, _)| code);
+        self.lead(|soft, now| soft.planner.finish(job, code, now))?;
+        self.inner.finished.notify_one();
+        Ok(())
+    }
+
+    /// A copy is bad or missing. It leaves the record, so that repair replaces it, unless it is the last live one.
+    ///
+    /// # Errors
+    /// What [`crate::raft::Handle::read`] and [`crate::raft::Handle::propose`] say.
+    pub async fn bad_copy(&self, bad: BadCopy) -> Result<(), RpcError> {
+        let BadCopy { chunk, node, reason, missing } = bad;
+        let others = self
+            .inner
+            .raft
+            .read(|state| {
+                let recorded = state.chunk(chunk).filter(|c| c.replicas.contains(&node))?;
+                let lives = |id: &&NodeId| {
+                    state.node(**id).is_some_and(|n| !matches!(n.state, NodeState::Dead | NodeState::Decommissioned))
+                };
+                Some(recorded.replicas.iter().filter(|id| **id != node).filter(lives).count())
+            })
+            .await?;
+        match others {
+            // Reported before, or by somebody with an old layout.
+            None => return Ok(()),
+            Some(0) => {
+                tracing::error!(%chunk, %node, reason, missing, "the last live copy of a chunk is bad, it is kept");
+                return Ok(());
+            }
+            Some(_) => tracing::warn!(%chunk, %node, reason, missing, "a copy of a chunk is bad, it is replaced"),
+        }
+        if !missing {
+            let quorum = self.inner.raft.peek(|state| state.settings().write_quorum);
+            self.lead(|soft, now| {
+                soft.evict(node, chunk, quorum);
+                soft.planner.distrust(chunk, node, now);
+            })?;
+        }
+        self.apply(Command::ReplicasLost { node, chunks: vec![chunk] }).await?;
+        Ok(())
+    }
+}

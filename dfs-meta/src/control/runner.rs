@@ -1,0 +1,263 @@
+//! The background task: a round of all control loops every tick, on the leader only.
+
+use std::time::Duration;
+
+use dfs_common::{ChunkId, NodeId, SessionId, node::NodeState};
+use dfs_proto::status::RpcError;
+use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Handle,
+    garbage::{self, Due, Gate},
+    placement::Candidate,
+    repair::{Need, Verdict},
+    soft::Soft,
+    unix_now_ns,
+};
+use crate::{
+    fsm::{Command, Node, Reply, State},
+    raft::Leadership,
+};
+
+/// Least time between a repair's end and the planning of the next ones.
+const REPLAN_GAP: Duration = Duration::from_millis(25);
+/// Unknown chunks looked up in one round.
+const UNKNOWN_BATCH: usize = 1000;
+/// Chunks of suspect nodes looked at in one round while several are suspect.
+const SUSPECT_WINDOW: usize = 4096;
+
+/// Runs the control loops until `cancel`. Rests while this node does not lead.
+pub async fn run(handle: Handle, cancel: CancellationToken) {
+    let mut leadership = handle.inner.leadership.clone();
+    let mut ticks = tokio::time::interval(handle.settings().tick);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = leadership.changed() => match changed {
+                Ok(()) => handle.observe(&mut leadership),
+                // The consensus group has stopped; so does the process.
+                Err(_) => return,
+            },
+            () = handle.inner.finished.notified() => {
+                // Results of the next moment are planned for together.
+                tokio::time::sleep(REPLAN_GAP).await;
+                if let Err(error) = handle.plan_repairs() {
+                    tracing::debug!(%error, "no repairs are planned");
+                }
+            }
+            _ = ticks.tick() => {
+                let round = async {
+                    if let Err(error) = handle.round().await {
+                        // Leadership was lost in between, or no majority answers: the next round, here or at the next
+                        // leader, starts from the state again.
+                        tracing::debug!(%error, "a round of the control loops was cut short");
+                    }
+                };
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = round => {}
+                }
+            }
+        }
+    }
+}
+
+impl Handle {
+    fn observe(&self, leadership: &mut watch::Receiver<Leadership>) {
+        let Leadership { is_leader, term, .. } = *leadership.borrow_and_update();
+        if is_leader {
+            // The soft state is made now, so that grace periods count from here.
+            if self.lead(|_, _| ()).is_ok() {
+                tracing::info!(term, "control loops start");
+            }
+        } else {
+            self.step_down();
+        }
+    }
+
+    async fn round(&self) -> Result<(), RpcError> {
+        if !self.inner.leadership.borrow().is_leader {
+            return Ok(());
+        }
+        let nodes: Vec<Node> = self.inner.raft.peek(|state| state.nodes().cloned().collect());
+        self.lead(|soft, _| soft.settle(&nodes, self.settings()))?;
+        for node in &nodes {
+            self.judge(node.id).await?;
+        }
+        self.expire_sessions().await?;
+        self.plan_repairs()?;
+        self.release_garbage().await?;
+        self.look_up_unknown().await
+    }
+
+    async fn expire_sessions(&self) -> Result<(), RpcError> {
+        let expired: Vec<SessionId> = self.lead(|soft, now| {
+            self.inner.raft.peek(|state| {
+                soft.sessions.retain(|id| state.session(id).is_some());
+                soft.sessions.expired(state.sessions().map(|session| session.id), now)
+            })
+        })?;
+        if expired.is_empty() {
+            return Ok(());
+        }
+        for session in &expired {
+            let who = self.inner.raft.peek(|state| state.session(*session).map(|s| s.description.clone()));
+            tracing::info!(%session, client = who.unwrap_or_default(), "session was not renewed, it ends");
+        }
+        self.apply(Command::ExpireSessions { sessions: expired.clone() }).await?;
+        self.lead(|soft, _| expired.into_iter().for_each(|session| soft.sessions.closed(session)))
+    }
+
+    /// Plans copies for what lacks some, the most endangered first. The state's lock is held for two windows of chunks at most.
+    pub(super) fn plan_repairs(&self) -> Result<(), RpcError> {
+        let window = self.settings().placement_valid;
+        let reserve = self.settings().reserve_bytes;
+        self.lead(|soft, now| {
+            let nodes: Vec<Node> = self.inner.raft.peek(|state| state.nodes().cloned().collect());
+            let candidates = soft.candidates(&nodes, window, now);
+            for job in soft.planner.expire(now, &candidates) {
+                tracing::info!(chunk = %job.chunk, source = %job.source, target = %job.target, "repair job timed out");
+            }
+            self.inner.raft.peek(|state| {
+                let replication = state.settings().replication as usize;
+                let mut consider = |soft: &mut Soft, chunk: ChunkId| {
+                    let need = need(state, chunk)?;
+                    let Soft { planner, rng, .. } = soft;
+                    Some(planner.consider(&need, &candidates, replication, reserve, now, rng))
+                };
+                scan_under_replicated(soft, state, self.settings().repair.window, &mut consider);
+                scan_suspects(soft, state, &candidates, &mut consider);
+            });
+        })?;
+        self.inner.planned.notify_waiters();
+        Ok(())
+    }
+
+    async fn release_garbage(&self) -> Result<(), RpcError> {
+        let settings = self.settings();
+        let now_ns = unix_now_ns();
+        let file_ids = self.lead(|soft, now| {
+            self.inner.raft.peek(|state| {
+                let gate = Gate {
+                    grace: settings.gc_grace,
+                    led_for: now.saturating_duration_since(soft.since),
+                    settle: settings.renewal * 2,
+                    all_pins_heard: soft.sessions.all_heard(state.sessions().map(|session| session.id)),
+                };
+                let pinned = |file| soft.sessions.is_pinned(file);
+                garbage::releasable(state.garbage(), gate, now_ns, pinned, settings.release_batch)
+            })
+        })?;
+        if !file_ids.is_empty() {
+            tracing::debug!(versions = file_ids.len(), "garbage is released");
+            self.apply(Command::ReleaseVersions { file_ids }).await?;
+        }
+        Ok(())
+    }
+
+    /// Chunks that were unknown when a node reported them: most are published a moment later, the rest is deleted after the
+    /// grace time.
+    async fn look_up_unknown(&self) -> Result<(), RpcError> {
+        let grace = self.settings().unknown_grace;
+        let due = self.lead(|soft, now| soft.unknown.take_due(grace, UNKNOWN_BATCH, now))?;
+        let mut found = Vec::new();
+        let mut doom: Vec<Due> = Vec::new();
+        let mut settled = Vec::new();
+        self.inner.raft.peek(|state| {
+            for due in due {
+                match state.chunk(due.chunk) {
+                    Some(chunk) if chunk.replicas.contains(&due.node) => settled.push((due.node, due.chunk)),
+                    Some(_) => found.push((due.chunk, due.node)),
+                    None if state.is_doomed(due.node, due.chunk) => settled.push((due.node, due.chunk)),
+                    None if due.overdue && state.pending(due.file).is_none() => doom.push(due),
+                    None => {}
+                }
+            }
+        });
+        if !found.is_empty() {
+            settled.extend(found.iter().map(|(chunk, node)| (*node, *chunk)));
+            self.apply(Command::ReplicasAdded { replicas: found }).await?;
+        }
+        settled.extend(self.doom(doom).await?);
+        self.lead(|soft, _| settled.iter().for_each(|(node, chunk)| soft.unknown.forget(*node, *chunk)))
+    }
+
+    async fn doom(&self, mut doom: Vec<Due>) -> Result<Vec<(NodeId, ChunkId)>, RpcError> {
+        let mut settled = Vec::new();
+        doom.sort_by_key(|due| due.node);
+        for of_node in doom.chunk_by(|a, b| a.node == b.node) {
+            let Some(node) = of_node.first().map(|due| due.node) else { continue };
+            let chunks: Vec<_> = of_node.iter().map(|due| (due.chunk, due.file)).collect();
+            tracing::info!(%node, chunks = chunks.len(), "chunks that no version lists are deleted");
+            if let Reply::Chunks { skipped } = self.apply(Command::DoomUnknown { node, chunks }).await? {
+                settled.extend(of_node.iter().filter(|due| !skipped.contains(&due.chunk)).map(|d| (node, d.chunk)));
+            }
+        }
+        Ok(settled)
+    }
+}
+
+/// The chunks in danger from the worst on, and as many more from where the last round stopped: chunks that cannot be helped
+/// at the moment must not hide those behind them.
+fn scan_under_replicated(
+    soft: &mut Soft,
+    state: &State,
+    window: usize,
+    consider: &mut impl FnMut(&mut Soft, ChunkId) -> Option<Verdict>,
+) {
+    // Chunks without a live copy come first and cannot be repaired.
+    let worst = (0, ChunkId([0xff; 32]));
+    for start in [worst, soft.cursors.repair.unwrap_or(worst)] {
+        let mut last = None;
+        let mut looked = 0;
+        for entry in state.under_replicated(Some(start)).take(window) {
+            if !soft.planner.has_capacity() {
+                return;
+            }
+            consider(soft, entry.1);
+            last = Some(entry);
+            looked += 1;
+        }
+        // Behind the end the next round starts over.
+        soft.cursors.repair = last.filter(|_| looked == window);
+    }
+}
+
+/// Chunks whose other holders are all suspect have one copy that surely serves. The state counts suspects as copies, so
+/// these are looked for among the chunks of suspect nodes, and only while several are suspect.
+fn scan_suspects(
+    soft: &mut Soft,
+    state: &State,
+    candidates: &[Candidate],
+    consider: &mut impl FnMut(&mut Soft, ChunkId) -> Option<Verdict>,
+) {
+    let suspects: Vec<NodeId> = candidates.iter().filter(|c| c.state == NodeState::Suspect).map(|c| c.id).collect();
+    let replication = state.settings().replication as usize;
+    if replication < 2 || suspects.len() + 1 < replication {
+        soft.cursors.suspects = None;
+        return;
+    }
+    let start = soft.cursors.suspects.filter(|(node, _)| suspects.contains(node));
+    let node = start.map_or(suspects[0], |(node, _)| node);
+    let mut last = None;
+    for chunk in state.chunks_on(node, start.map(|(_, chunk)| chunk)).take(SUSPECT_WINDOW) {
+        if !soft.planner.has_capacity() {
+            return;
+        }
+        if state.chunk(chunk).is_some_and(|c| c.is_published() && c.live as usize >= replication) {
+            consider(soft, chunk);
+        }
+        last = Some((node, chunk));
+    }
+    soft.cursors.suspects = last.or_else(|| {
+        let next = suspects.iter().find(|id| **id > node).unwrap_or(&suspects[0]);
+        Some((*next, ChunkId([0; 32])))
+    });
+}
+
+fn need(state: &State, chunk: ChunkId) -> Option<Need> {
+    let found = state.chunk(chunk)?;
+    Some(Need { chunk, length: found.length, sha256: found.sha256, holders: found.replicas.to_vec() })
+}

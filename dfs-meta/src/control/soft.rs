@@ -1,0 +1,149 @@
+//! What one leadership knows beyond the replicated state.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use dfs_common::{ChunkId, NodeId};
+use rand::{SeedableRng, rngs::StdRng};
+
+use super::{
+    NodeFigures,
+    detector::{Detector, Timing},
+    garbage::UnknownChunks,
+    inventory::{self, Inventories},
+    placement::{Candidate, Outstanding},
+    repair::Planner,
+    sessions::Sessions,
+    settings::Settings,
+};
+use crate::fsm::Node;
+
+/// Copies to be deleted that are remembered. What does not fit is found again, by the next reader or inventory.
+const EVICTIONS_MAX: usize = 10_000;
+
+/// What a node last said of itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Report {
+    pub(super) capacity_bytes: u64,
+    pub(super) used_bytes: u64,
+    pub(super) chunk_count: u64,
+    pub(super) active_streams: u32,
+}
+
+/// Where the rounds that look for work stopped.
+#[derive(Debug, Default)]
+pub(super) struct Cursors {
+    /// In the under-replicated chunks.
+    pub(super) repair: Option<(u32, ChunkId)>,
+    /// In the chunks of suspect nodes.
+    pub(super) suspects: Option<(NodeId, ChunkId)>,
+}
+
+pub(super) struct Soft {
+    pub(super) term: u64,
+    pub(super) since: Instant,
+    pub(super) detector: Detector,
+    pub(super) sessions: Sessions,
+    pub(super) outstanding: Outstanding,
+    pub(super) planner: Planner,
+    pub(super) unknown: UnknownChunks,
+    pub(super) inventories: Inventories,
+    pub(super) reports: HashMap<NodeId, Report>,
+    /// Bad and superfluous copies that left the record, to be deleted while this many live ones are recorded.
+    pub(super) evictions: BTreeMap<(NodeId, ChunkId), u32>,
+    pub(super) cursors: Cursors,
+    pub(super) rng: StdRng,
+}
+
+impl Soft {
+    pub(super) fn new(term: u64, settings: &Settings, now: Instant) -> Self {
+        let timing = Timing { heartbeat: settings.heartbeat, suspect: settings.suspect, dead: settings.dead };
+        Self {
+            term,
+            since: now,
+            detector: Detector::new(timing, now),
+            sessions: Sessions::new(settings.session_lease, now),
+            outstanding: Outstanding::default(),
+            planner: Planner::new(settings.repair.clone(), term),
+            unknown: UnknownChunks::default(),
+            inventories: Inventories::new(term << 32),
+            reports: HashMap::new(),
+            evictions: BTreeMap::new(),
+            cursors: Cursors::default(),
+            rng: StdRng::from_os_rng(),
+        }
+    }
+
+    /// The nodes as placement and repair see them. `window` is how long what was placed counts as outstanding.
+    pub(super) fn candidates(&mut self, nodes: &[Node], window: Duration, now: Instant) -> Vec<Candidate> {
+        nodes
+            .iter()
+            .map(|node| {
+                let figures = self.figures(node, now);
+                Candidate {
+                    id: node.id,
+                    state: node.state,
+                    rack: node.rack.clone(),
+                    host: node.address.rsplit_once(':').map_or("", |(host, _)| host).to_owned(),
+                    capacity_bytes: figures.capacity_bytes,
+                    used_bytes: figures.used_bytes,
+                    outstanding_bytes: self.outstanding.bytes(node.id, window, now),
+                    active_streams: self.reports.get(&node.id).map_or(0, |report| report.active_streams),
+                    recently_failed: self.detector.recently_accused(node.id, now),
+                }
+            })
+            .collect()
+    }
+
+    /// What a node last said, or before it was heard, what the record says.
+    pub(super) fn figures(&self, node: &Node, now: Instant) -> NodeFigures {
+        let silent = self.detector.silence(node.id, now);
+        match self.reports.get(&node.id) {
+            Some(Report { capacity_bytes, used_bytes, chunk_count, .. }) => NodeFigures {
+                capacity_bytes: *capacity_bytes,
+                used_bytes: *used_bytes,
+                chunk_count: *chunk_count,
+                silent,
+            },
+            None => NodeFigures {
+                capacity_bytes: node.capacity_bytes,
+                used_bytes: node.chunk_bytes,
+                chunk_count: node.chunk_count,
+                silent,
+            },
+        }
+    }
+
+    /// A heartbeat or registration arrived.
+    pub(super) fn heard(&mut self, node: NodeId, report: Report, now: Instant) {
+        self.detector.heard(node, now);
+        self.reports.insert(node, report);
+    }
+
+    /// Remembers a copy to be deleted while `others` live ones are recorded. `false` if there is no room to remember it.
+    pub(super) fn evict(&mut self, node: NodeId, chunk: ChunkId, others: u32) -> bool {
+        let fits = self.evictions.len() < EVICTIONS_MAX;
+        if fits {
+            self.evictions.insert((node, chunk), others);
+        }
+        fits
+    }
+
+    /// Whether a copy of `chunk` that one of `nodes` holds is to be deleted.
+    pub(super) fn is_evicted(&self, chunk: ChunkId, nodes: &[NodeId]) -> bool {
+        nodes.iter().any(|node| self.evictions.contains_key(&(*node, chunk)))
+    }
+
+    /// Wants a first inventory of each node, at leisure, and forgets nodes that are gone.
+    pub(super) fn settle(&mut self, nodes: &[Node], settings: &Settings) {
+        for node in nodes {
+            self.inventories.want(node.id, inventory::first_due(self.since, settings.inventory_delay, node.id));
+        }
+        let known = |id: NodeId| nodes.iter().any(|node| node.id == id);
+        self.detector.retain(known);
+        self.inventories.retain(known);
+        self.reports.retain(|id, _| known(*id));
+    }
+}

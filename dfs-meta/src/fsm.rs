@@ -1,0 +1,43 @@
+//! The replicated state machine of dfs: state x command -> outcome.
+//!
+//! Pure and in memory. No clock, no randomness, no I/O, no iteration over hash maps: every metadata node that applies the
+//! same log holds the same state, byte for byte. The leader's clock and the identifiers that clients and the leader draw
+//! come in with the commands.
+//!
+//! ```text
+//!   dentry ──► inode ──► version ──► chunk ──► nodes          reservation ──► unpublished inode ◄── pending version
+//!                           ▲                                                                            │ session
+//!                        garbage (replaced, unlinked) ──released──► chunk without references ──► doomed on its nodes
+//! ```
+//!
+//! - [`command`]: what goes in and what comes out.
+//! - [`record`]: what is stored.
+//! - [`state`]: the state and [`State::apply`](state::State::apply).
+//! - `read`: what the RPC layer and the planners ask.
+//! - `session`, `namespace`, `rename`, `attr`, `version`, `chunk`, `node`: the rules, one room each.
+//! - [`snapshot`]: the state as a stream of records.
+//! - [`check`]: invariants, recounted from scratch.
+
+pub mod check;
+pub mod command;
+pub mod read;
+pub mod record;
+pub mod snapshot;
+pub mod state;
+
+mod attr;
+mod chunk;
+mod namespace;
+mod node;
+mod rename;
+mod session;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+pub use command::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Refusal, Reply, Settings};
+pub use read::{DirEntry, DirPage, FileLayout};
+pub use record::{Chunk, Counters, Node, Pending, Session};
+pub use snapshot::SnapshotError;
+pub use state::State;

@@ -1,0 +1,273 @@
+//! Chunks: references, replicas, danger, doom.
+//!
+//! A chunk has a record exactly while something references it. Every change of a record goes through
+//! [`State::change_chunk`], which keeps the figures and the order of danger, and dooms the copies of a chunk that lost its
+//! last reference. Doomed copies are forgotten only when their node has confirmed the deletion.
+
+use dfs_common::{ChunkId, ErrorCode, FileId, NodeId, layout::Replicas, node::NodeState};
+
+use super::{
+    command::{Outcome, Receipt, Refusal, Reply, Settings},
+    record::{Chunk, Counters, counts_as_live},
+    state::State,
+};
+
+/// How a chunk counts in the figures.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Standing {
+    length: u64,
+    live: u32,
+    published: bool,
+    garbage: bool,
+}
+
+impl Standing {
+    fn of(chunk: &Chunk) -> Self {
+        Self {
+            length: u64::from(chunk.length),
+            live: chunk.live,
+            published: chunk.is_published(),
+            garbage: chunk.is_garbage(),
+        }
+    }
+
+    fn is_short(self, wanted: u32) -> bool {
+        self.published && self.live < wanted
+    }
+
+    /// Enters the chunk into the figures, or takes it out.
+    fn count(self, counters: &mut Counters, wanted: u32, enter: bool) {
+        let change = |figure: &mut u64, by: u64| {
+            *figure = if enter { figure.saturating_add(by) } else { figure.saturating_sub(by) };
+        };
+        if self.garbage {
+            change(&mut counters.garbage_chunks, 1);
+            change(&mut counters.garbage_bytes, self.length);
+        }
+        if self.published {
+            change(&mut counters.chunks, 1);
+            change(&mut counters.published_bytes, self.length);
+            match self.live {
+                live if live >= wanted => change(&mut counters.full, 1),
+                0 => change(&mut counters.missing, 1),
+                live => {
+                    change(&mut counters.under_replicated, 1);
+                    change(&mut counters.endangered, u64::from(live == 1));
+                }
+            }
+        }
+    }
+}
+
+/// Records.
+impl State {
+    /// Changes the record of a chunk, if there is one, and everything that follows from it.
+    pub(super) fn change_chunk(&mut self, id: ChunkId, change: impl FnOnce(&mut Chunk)) {
+        let wanted = self.settings.replication;
+        let Some(chunk) = self.chunks.get_mut(&id) else { return };
+        let before = Standing::of(chunk);
+        change(chunk);
+        let after = Standing::of(chunk);
+        let is_lost = chunk.refs() == 0;
+        if before != after {
+            before.count(&mut self.counters, wanted, false);
+            after.count(&mut self.counters, wanted, true);
+            if before.is_short(wanted) {
+                self.endangered.remove(&(before.live, id));
+            }
+            if after.is_short(wanted) {
+                self.endangered.insert((after.live, id));
+            }
+        }
+        if is_lost {
+            self.doom(id);
+        }
+    }
+
+    /// Forgets a chunk without references; its copies are to be deleted.
+    fn doom(&mut self, id: ChunkId) {
+        let Some(chunk) = self.chunks.remove(&id) else { return };
+        for node in chunk.replicas {
+            self.chunks_by_node.remove(&(node, id));
+            self.count_on_node(node, chunk.length, false);
+            self.doomed.insert((node, id));
+        }
+    }
+
+    /// Makes a record if there is none, without a reference yet: the caller adds one. Then adds the replicas.
+    pub(super) fn learn_chunk(&mut self, id: ChunkId, length: u32, sha256: [u8; 32], replicas: &[NodeId]) {
+        if id.is_zero() {
+            return;
+        }
+        if !self.chunks.contains_key(&id) {
+            let replicas = Replicas::new();
+            let chunk = Chunk { length, sha256, replicas, live: 0, published: 0, garbage: 0, held: 0 };
+            self.chunks.insert(id, chunk);
+        }
+        for node in replicas {
+            self.add_replica(id, *node);
+        }
+    }
+
+    /// Whether a node may be recorded as a holder: it exists and is not about to delete its copy.
+    pub(super) fn may_hold(&self, node: NodeId, chunk: ChunkId) -> bool {
+        let is_member = self.nodes.get(&node).is_some_and(|node| node.state != NodeState::Decommissioned);
+        is_member && !self.doomed.contains(&(node, chunk))
+    }
+
+    fn add_replica(&mut self, id: ChunkId, node: NodeId) {
+        if !self.may_hold(node, id) {
+            return;
+        }
+        let Some(chunk) = self.chunks.get_mut(&id) else { return };
+        let Err(at) = chunk.replicas.binary_search(&node) else { return };
+        chunk.replicas.insert(at, node);
+        let length = chunk.length;
+        self.chunks_by_node.insert((node, id));
+        self.count_on_node(node, length, true);
+        if self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state)) {
+            self.change_live(id, true);
+        }
+    }
+
+    fn remove_replica(&mut self, id: ChunkId, node: NodeId) {
+        let Some(chunk) = self.chunks.get_mut(&id) else { return };
+        let Ok(at) = chunk.replicas.binary_search(&node) else { return };
+        chunk.replicas.remove(at);
+        let length = chunk.length;
+        self.chunks_by_node.remove(&(node, id));
+        self.count_on_node(node, length, false);
+        if self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state)) {
+            self.change_live(id, false);
+        }
+    }
+
+    /// A copy began or ceased to count. A record that has no reference yet is left for its caller to finish.
+    fn change_live(&mut self, id: ChunkId, more: bool) {
+        let change = |chunk: &mut Chunk| {
+            chunk.live = if more { chunk.live.saturating_add(1) } else { chunk.live.saturating_sub(1) };
+        };
+        match self.chunks.get_mut(&id) {
+            Some(chunk) if chunk.refs() == 0 => change(chunk),
+            Some(_) => self.change_chunk(id, change),
+            None => {}
+        }
+    }
+
+    /// The copies of a node begin or cease to count.
+    pub(super) fn change_live_on(&mut self, node: NodeId, more: bool) {
+        let held = self.chunks_by_node.clone();
+        let first = (node, ChunkId([0; 32]));
+        for (_, id) in held.range(first..).take_while(|(holder, _)| *holder == node) {
+            self.change_live(*id, more);
+        }
+    }
+
+    /// Forgets every copy of a node that left for good, doomed ones included.
+    pub(super) fn forget_copies_on(&mut self, node: NodeId) {
+        let first = (node, ChunkId([0; 32]));
+        let held = self.chunks_by_node.clone();
+        for (_, id) in held.range(first..).take_while(|(holder, _)| *holder == node) {
+            self.remove_replica(*id, node);
+        }
+        let doomed = self.doomed.clone();
+        for pair in doomed.range(first..).take_while(|(holder, _)| *holder == node) {
+            self.doomed.remove(pair);
+        }
+    }
+
+    /// Fixes the settings and counts the chunks by them.
+    pub(super) fn set_replication(&mut self, settings: Settings) {
+        self.settings = settings;
+        self.recount_chunks();
+    }
+
+    /// Figures and order of danger from the records.
+    pub(super) fn recount_chunks(&mut self) {
+        let wanted = self.settings.replication;
+        self.counters = Counters::default();
+        self.endangered.clear();
+        for (id, chunk) in &self.chunks {
+            let standing = Standing::of(chunk);
+            standing.count(&mut self.counters, wanted, true);
+            if standing.is_short(wanted) {
+                self.endangered.insert((chunk.live, *id));
+            }
+        }
+    }
+}
+
+/// Reports.
+impl State {
+    pub(super) fn commit_chunks(&mut self, receipts: &[Receipt]) -> Reply {
+        let skipped = receipts.iter().filter(|receipt| !self.commit_chunk(receipt)).map(|receipt| receipt.chunk);
+        Reply::Chunks { skipped: skipped.collect() }
+    }
+
+    /// Takes a receipt. One that comes before the publication makes a record that the pending version holds.
+    fn commit_chunk(&mut self, receipt: &Receipt) -> bool {
+        if let Some(chunk) = self.chunks.get(&receipt.chunk) {
+            let agrees = (chunk.length, chunk.sha256) == (receipt.length, receipt.sha256);
+            if agrees {
+                self.learn_chunk(receipt.chunk, receipt.length, receipt.sha256, &receipt.replicas);
+            }
+            return agrees;
+        }
+        let Some(pending) = self.pending.get(&receipt.file) else { return false };
+        let fits = (1..=pending.chunk_size).contains(&receipt.length) && !receipt.chunk.is_zero();
+        if !fits || !receipt.replicas.iter().any(|node| self.may_hold(*node, receipt.chunk)) {
+            return false;
+        }
+        self.learn_chunk(receipt.chunk, receipt.length, receipt.sha256, &receipt.replicas);
+        self.change_chunk(receipt.chunk, |chunk| chunk.held += 1);
+        if let Some(pending) = self.pending.get_mut(&receipt.file) {
+            pending.held.insert(receipt.chunk);
+        }
+        true
+    }
+
+    pub(super) fn replicas_added(&mut self, replicas: &[(ChunkId, NodeId)]) -> Reply {
+        let mut skipped = Vec::new();
+        for (id, node) in replicas {
+            if self.chunks.contains_key(id) {
+                self.add_replica(*id, *node);
+            } else if !self.doomed.contains(&(*node, *id)) {
+                skipped.push(*id);
+            }
+        }
+        Reply::Chunks { skipped }
+    }
+
+    pub(super) fn replicas_lost(&mut self, node: NodeId, chunks: &[ChunkId]) -> Reply {
+        let mut skipped = Vec::new();
+        for id in chunks {
+            if self.chunks.contains_key(id) {
+                self.remove_replica(*id, node);
+            } else {
+                skipped.push(*id);
+            }
+        }
+        Reply::Chunks { skipped }
+    }
+
+    pub(super) fn confirm_deleted(&mut self, node: NodeId, chunks: &[ChunkId]) -> Reply {
+        let skipped = chunks.iter().filter(|id| self.doomed.remove(&(node, **id)).is_none()).copied();
+        Reply::Chunks { skipped: skipped.collect() }
+    }
+
+    /// The proposer saw no reference; this looks again, because a publication may have come in between.
+    pub(super) fn doom_unknown(&mut self, node: NodeId, chunks: &[(ChunkId, FileId)]) -> Outcome {
+        if !self.nodes.contains_key(&node) {
+            return Err(Refusal::new(ErrorCode::NotFound, format!("node {node} is not registered")));
+        }
+        let mut skipped = Vec::new();
+        for (id, file_id) in chunks {
+            if self.chunks.contains_key(id) || self.pending.contains_key(file_id) {
+                skipped.push(*id);
+            } else {
+                self.doomed.insert((node, *id));
+            }
+        }
+        Ok(Reply::Chunks { skipped })
+    }
+}

@@ -1,0 +1,205 @@
+//! What the state holds of each object.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use dfs_common::{ChunkId, FileId, FileKind, InodeId, NodeId, SessionId, Uuid, layout::Replicas, node::NodeState};
+use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use super::command::Outcome;
+
+/// Name of an entry. 24 bytes hold most names without an allocation, and a lookup then makes its key on the stack.
+pub(super) type Name = SmallVec<[u8; 24]>;
+
+/// Extended attributes of an inode; `None` for the many that have none.
+pub(super) type Xattrs = Option<Arc<BTreeMap<Vec<u8>, Vec<u8>>>>;
+
+/// What an inode is, with what only that kind has.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) enum Body {
+    /// Regular file; no version before its first publication.
+    File { version: Option<FileId> },
+    /// Directory. The root is its own parent.
+    Directory { parent: InodeId, subdirs: u32 },
+    /// Symbolic link.
+    Symlink { target: Arc<[u8]> },
+    /// Pipe, socket or device node.
+    Special { kind: FileKind, rdev: u32 },
+}
+
+/// An inode. `names` counts dentries, or reservations while it is unpublished; 0 means unlinked but still being written.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Inode {
+    pub(super) body: Body,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) names: u32,
+    pub(super) atime_ns: i64,
+    pub(super) mtime_ns: i64,
+    pub(super) ctime_ns: i64,
+    pub(super) generation: u64,
+    pub(super) xattrs: Xattrs,
+}
+
+/// An inode that only its own session sees, because nothing of it was published.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Unpublished {
+    pub(super) session: SessionId,
+    /// Reserved names in the order they were given; empty when all were unlinked.
+    pub(super) names: Vec<(InodeId, Name)>,
+}
+
+/// Content of a file, immutable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Version {
+    /// Inode it was published for.
+    pub(super) ino: InodeId,
+    pub(super) size: u64,
+    pub(super) chunk_size: u32,
+    /// One for each slot, zeros for a hole. Most files have one chunk and then need no allocation of its own.
+    pub(super) chunks: SmallVec<[ChunkId; 1]>,
+}
+
+/// A version that is being written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pending {
+    /// Who writes.
+    pub session: SessionId,
+    /// What is written.
+    pub ino: InodeId,
+    /// Bytes that each of its chunks covers.
+    pub chunk_size: u32,
+    /// How often it was published.
+    pub publications: u64,
+    /// When it was opened, nanoseconds.
+    pub opened_ns: i64,
+    /// Chunks that primaries reported for it and that no publication of it listed: each holds a reference.
+    pub(super) held: OrdSet<ChunkId>,
+}
+
+/// A chunk that something references.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chunk {
+    /// Bytes.
+    pub length: u32,
+    /// SHA-256 of the bytes.
+    pub sha256: [u8; 32],
+    /// Nodes that hold it, whatever their state, in ascending order.
+    pub replicas: Replicas,
+    /// Those of them that are alive, suspect or draining.
+    pub live: u32,
+    /// Slots of current versions that list it.
+    pub(super) published: u32,
+    /// Slots of garbage versions that list it.
+    pub(super) garbage: u32,
+    /// Pending versions that hold it.
+    pub(super) held: u32,
+}
+
+impl Chunk {
+    /// References of every kind.
+    #[must_use]
+    pub fn refs(&self) -> u64 {
+        u64::from(self.published) + u64::from(self.garbage) + u64::from(self.held)
+    }
+
+    /// Whether a current version lists it.
+    #[must_use]
+    pub fn is_published(&self) -> bool {
+        self.published > 0
+    }
+
+    /// Whether only garbage lists it.
+    #[must_use]
+    pub fn is_garbage(&self) -> bool {
+        self.published == 0 && self.held == 0 && self.garbage > 0
+    }
+}
+
+/// A storage node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    /// Its number.
+    pub id: NodeId,
+    /// Kept in its data directory.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// `host:port` of its listener.
+    pub address: String,
+    /// Failure domain; may be empty.
+    pub rack: String,
+    /// Bytes it may use, as it said when it registered.
+    pub capacity_bytes: u64,
+    /// Random number of its process start.
+    pub incarnation: u64,
+    /// Health and administrative state.
+    pub state: NodeState,
+    /// Since when, nanoseconds.
+    pub since_ns: i64,
+    /// Referenced chunks that it holds according to the records.
+    pub chunk_count: u64,
+    /// Bytes of these.
+    pub chunk_bytes: u64,
+}
+
+/// Whether copies on a node in `state` count. A draining node is as safe as any until its copies have moved.
+#[must_use]
+pub fn counts_as_live(state: NodeState) -> bool {
+    match state {
+        NodeState::Alive | NodeState::Suspect | NodeState::Draining => true,
+        NodeState::Dead | NodeState::Decommissioned => false,
+    }
+}
+
+/// A client process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Session {
+    /// Its number.
+    pub id: SessionId,
+    /// Drawn by the client.
+    pub client_id: Uuid,
+    /// Host, pid, mount point.
+    pub description: String,
+    /// When it was opened, nanoseconds.
+    pub opened_ns: i64,
+    /// Every sequence number up to here was answered and will not be repeated.
+    pub acked: u64,
+    /// Outcomes above `acked`.
+    pub(super) outcomes: OrdMap<u64, Arc<Outcome>>,
+}
+
+/// Figures that are kept, not counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Inodes, unpublished ones included.
+    pub inodes: u64,
+    /// Sessions.
+    pub sessions: u64,
+    /// Versions that are being written.
+    pub pending: u64,
+    /// Versions, current and garbage.
+    pub versions: u64,
+    /// Versions that nothing names any more and that are not released.
+    pub garbage_versions: u64,
+    /// Chunks that only garbage versions list.
+    pub garbage_chunks: u64,
+    /// Bytes of these, one copy counted.
+    pub garbage_bytes: u64,
+    /// Copies that wait for their node to delete them.
+    pub doomed_copies: u64,
+    /// Chunks that current versions list: `full + under_replicated + missing`.
+    pub chunks: u64,
+    /// Those with all wanted live copies.
+    pub full: u64,
+    /// Those with at least one live copy and fewer than wanted.
+    pub under_replicated: u64,
+    /// Those of `under_replicated` with one live copy left.
+    pub endangered: u64,
+    /// Those without a live copy.
+    pub missing: u64,
+    /// Bytes of the chunks that current versions list, one copy counted.
+    pub published_bytes: u64,
+}

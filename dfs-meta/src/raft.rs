@@ -1,0 +1,38 @@
+//! The consensus group: one openraft node, its network, its state machine, and the [`Handle`] that the rest of the process uses.
+//!
+//! ```text
+//!  rpc, control ──► Handle ── propose ──► proposer ──► openraft ──► store (log), network ──► peers
+//!                     │                                  │  ▲
+//!                     ├── read ◄──── lease ── quorum rounds │ service ◄── peers
+//!                     └── peek ◄──── state machine ◄─ apply
+//! ```
+//!
+//! Nothing outside this module and `store` names openraft. Nothing in here knows what a command means, but the one that gives
+//! a cluster its id.
+
+mod bootstrap;
+mod core;
+mod data_dir;
+pub mod handle;
+mod lease;
+mod network;
+mod node;
+mod peers;
+mod proposer;
+pub mod service;
+pub mod settings;
+pub(crate) mod state_machine;
+mod transfer;
+pub(crate) mod types;
+mod watcher;
+
+#[cfg(test)]
+mod tests;
+
+pub use data_dir::DataDirError;
+pub use handle::{Handle, Leadership, Member, MemberStatus, Status};
+pub use node::{Node, StartError};
+pub use service::Service;
+pub use settings::Settings;
+
+pub use crate::store::StoreError;

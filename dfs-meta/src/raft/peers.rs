@@ -1,0 +1,215 @@
+//! The other metadata nodes: one channel each, and what is known about whether they answer.
+//!
+//! A node that is down is called ten times a second by several parties; that it went away and came back is logged once each.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use dfs_common::{ClusterId, ErrorCode};
+use dfs_proto::{
+    WIRE_VERSION,
+    status::RpcError,
+    transport,
+    v1::{HelloRequest, HelloResponse, RaftReply, RaftRequest, SnapshotPart, raft_service_client::RaftServiceClient},
+};
+use tokio_stream::Stream;
+use tonic::{Response, Status, transport::Channel};
+
+use super::{
+    Member,
+    types::{MetaNode, RaftId},
+};
+
+/// Largest message between metadata nodes, bytes. A message to a follower has a few MiB at most unless one entry is larger;
+/// an entry cannot be larger than what clients may send.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 96 << 20;
+/// Making a connection within a data centre takes milliseconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The id of the cluster, unknown while it is being formed. Shared by everything that sends or checks it.
+pub(crate) type Cluster = Arc<OnceLock<ClusterId>>;
+
+/// The calls between metadata nodes that are one message each way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Call {
+    Append,
+    Vote,
+}
+
+/// All peers.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    cluster: Cluster,
+    /// Addresses from this node's own configuration, which win over the membership's.
+    configured: HashMap<RaftId, String>,
+    known: Mutex<HashMap<RaftId, Arc<Peer>>>,
+}
+
+impl Peers {
+    /// Peers with these configured addresses.
+    pub(crate) fn new(cluster: Cluster, configured: &[Member]) -> Self {
+        let configured = configured.iter().map(|peer| (peer.raft_id, peer.address.clone())).collect();
+        Self { cluster, configured, known: Mutex::default() }
+    }
+
+    /// Where a member is reached.
+    pub(crate) fn address(&self, id: RaftId, node: &MetaNode) -> String {
+        self.configured.get(&id).unwrap_or(&node.address).clone()
+    }
+
+    /// A member as others may be told of it.
+    pub(crate) fn member(&self, id: RaftId, node: &MetaNode) -> Member {
+        Member { raft_id: id, name: node.name.clone(), address: self.address(id, node) }
+    }
+
+    /// The peer with this id; a changed address makes a new channel.
+    pub(crate) fn get(&self, id: RaftId, node: &MetaNode) -> Arc<Peer> {
+        let member = self.member(id, node);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.get(&id) {
+            Some(peer) if peer.member == member => peer.clone(),
+            Some(_) | None => {
+                let peer = Arc::new(Peer::new(member, self.cluster.clone()));
+                known.insert(id, peer.clone());
+                peer
+            }
+        }
+    }
+
+    /// When the peer last answered.
+    pub(crate) fn silent(&self, id: RaftId) -> Option<Duration> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&id)?.silent()
+    }
+}
+
+const UNKNOWN: u8 = 0;
+const UP: u8 = 1;
+const DOWN: u8 = 2;
+
+/// One peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    member: Member,
+    cluster: Cluster,
+    client: Option<RaftServiceClient<Channel>>,
+    state: AtomicU8,
+    made: Instant,
+    /// When it last answered, milliseconds after `made` plus one; 0 for never.
+    heard_ms: AtomicU64,
+}
+
+impl Peer {
+    fn new(member: Member, cluster: Cluster) -> Self {
+        let client = match transport::connect(&member.address, CONNECT_TIMEOUT) {
+            Ok(channel) => Some(
+                RaftServiceClient::new(channel)
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(MESSAGE_BYTES_MAX),
+            ),
+            Err(error) => {
+                tracing::warn!(peer = member.name, %error, "a peer has no usable address");
+                None
+            }
+        };
+        let (state, heard_ms) = (AtomicU8::new(UNKNOWN), AtomicU64::new(0));
+        Self { member, cluster, client, state, made: Instant::now(), heard_ms }
+    }
+
+    /// Who it is.
+    pub(crate) fn member(&self) -> &Member {
+        &self.member
+    }
+
+    /// Sends one message and waits for the answer.
+    pub(crate) async fn call(&self, call: Call, payload: Vec<u8>, timeout: Duration) -> Result<Bytes, RpcError> {
+        let request = self.request(payload.into());
+        let reply = self
+            .with_client(timeout, |mut client| async move {
+                match call {
+                    Call::Append => client.append_entries(request).await,
+                    Call::Vote => client.vote(request).await,
+                }
+            })
+            .await?;
+        Ok(reply.payload)
+    }
+
+    /// Sends a stream of parts; the first must carry [`Peer::request`].
+    pub(crate) async fn install(
+        &self,
+        parts: impl Stream<Item = SnapshotPart> + Send + 'static,
+        timeout: Duration,
+    ) -> Result<RaftReply, RpcError> {
+        self.with_client(timeout, |mut client| async move { client.install_snapshot(parts).await }).await
+    }
+
+    /// Asks who it is.
+    pub(crate) async fn hello(&self, me: &Member, timeout: Duration) -> Result<HelloResponse, RpcError> {
+        let request = HelloRequest { raft_id: me.raft_id, name: me.name.clone() };
+        self.with_client(timeout, |mut client| async move { client.hello(request).await }).await
+    }
+
+    /// The envelope of a message to this peer.
+    pub(crate) fn request(&self, payload: Bytes) -> RaftRequest {
+        let cluster_id = self.cluster.get().map(|id| Bytes::copy_from_slice(id.as_bytes())).unwrap_or_default();
+        RaftRequest { wire_version: WIRE_VERSION, cluster_id, target: self.member.raft_id, payload }
+    }
+
+    async fn with_client<T, F>(
+        &self,
+        timeout: Duration,
+        f: impl FnOnce(RaftServiceClient<Channel>) -> F,
+    ) -> Result<T, RpcError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let Some(client) = self.client.clone() else {
+            return Err(RpcError::new(ErrorCode::InvalidArgument, format!("{:?} is no address", self.member.address)));
+        };
+        let result = match tokio::time::timeout(timeout, f(client)).await {
+            Ok(answer) => answer.map(Response::into_inner).map_err(RpcError::from),
+            Err(_) => Err(RpcError::new(ErrorCode::TimedOut, format!("no answer within {timeout:?}"))),
+        };
+        self.note(result.as_ref().err());
+        result
+    }
+
+    fn note(&self, error: Option<&RpcError>) {
+        let peer = &self.member.name;
+        let address = &self.member.address;
+        match error {
+            // An error with a code of ours is an answer.
+            Some(error) if !matches!(error.code, ErrorCode::TimedOut | ErrorCode::Indeterminate) => {
+                let state = self.state.swap(DOWN, Ordering::Relaxed);
+                if state != DOWN && error.code != ErrorCode::Unavailable {
+                    tracing::warn!(peer, address, %error, "a metadata node refuses this one");
+                }
+            }
+            Some(error) => {
+                if self.state.swap(DOWN, Ordering::Relaxed) == UP {
+                    tracing::info!(peer, address, %error, "metadata node does not answer");
+                }
+            }
+            None => {
+                let now_ms = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
+                self.heard_ms.store(now_ms.saturating_add(1), Ordering::Relaxed);
+                if self.state.swap(UP, Ordering::Relaxed) != UP {
+                    tracing::info!(peer, address, "metadata node answers");
+                }
+            }
+        }
+    }
+
+    fn silent(&self) -> Option<Duration> {
+        let heard_ms = self.heard_ms.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.made.elapsed().saturating_sub(Duration::from_millis(heard_ms)))
+    }
+}

@@ -1,0 +1,123 @@
+//! What the administrator asks. All figures are kept, none is counted here.
+
+use dfs_proto::{
+    convert::{id_bytes, state_to_wire},
+    status::RpcError,
+    v1,
+};
+
+use super::{Service, session::millis};
+use crate::{
+    control::NodeFigures,
+    fsm::{Counters, Node},
+    raft::MemberStatus,
+};
+
+impl Service {
+    pub(super) async fn handle_cluster_status(
+        &self,
+        _: v1::ClusterStatusRequest,
+    ) -> Result<v1::ClusterStatusResponse, RpcError> {
+        let (cluster_id, settings, counters, nodes) = self
+            .raft
+            .read(|state| {
+                let nodes: Vec<Node> = state.nodes().cloned().collect();
+                (state.cluster_id(), state.settings(), state.counters(), nodes)
+            })
+            .await?;
+        let figures = self.control.figures(&nodes)?;
+        let members = self.raft.members();
+        let leader = members.iter().find(|m| m.leader).map(|m| m.member.name.clone()).unwrap_or_default();
+        let tunables = self.control.settings();
+        let repair_active = self.control.repairs_active()? as u64;
+        Ok(v1::ClusterStatusResponse {
+            cluster_id: cluster_id.map(|id| id_bytes(id.as_bytes())).unwrap_or_default(),
+            leader,
+            members: members.into_iter().map(member_to_wire).collect(),
+            nodes: nodes.iter().zip(figures).map(|(node, figures)| node_to_wire(node, figures)).collect(),
+            chunks: Some(chunks_to_wire(counters)),
+            inodes: counters.inodes,
+            sessions: counters.sessions,
+            pending_files: counters.pending,
+            garbage_bytes: counters.garbage_bytes,
+            garbage_chunks: counters.garbage_chunks,
+            repair_queue: counters.under_replicated.saturating_sub(repair_active),
+            repair_active,
+            detector: Some(v1::DetectorSettings {
+                suspect_ms: millis(tunables.suspect),
+                dead_ms: millis(tunables.dead),
+                heartbeat_ms: millis(tunables.heartbeat),
+                replication: settings.replication,
+                write_quorum: settings.write_quorum,
+                chunk_size: settings.chunk_size,
+            }),
+        })
+    }
+
+    pub(super) async fn handle_meta_status(
+        &self,
+        _: v1::MetaStatusRequest,
+    ) -> Result<v1::MetaStatusResponse, RpcError> {
+        let status = self.raft.status();
+        Ok(v1::MetaStatusResponse {
+            raft_id: status.me.raft_id,
+            name: status.me.name,
+            role: status.role.to_owned(),
+            term: status.term,
+            last_log_index: status.last_log_index,
+            applied_index: status.applied_index,
+            snapshot_index: status.snapshot_index,
+            purged_index: status.purged_index,
+            log_disk_bytes: status.log_disk_bytes,
+            leader: status.leader.map(|leader| leader.name).unwrap_or_default(),
+            cluster_id: self.raft.cluster_id().map(|id| id_bytes(id.as_bytes())).unwrap_or_default(),
+        })
+    }
+
+    pub(super) async fn handle_trigger_snapshot(
+        &self,
+        _: v1::TriggerSnapshotRequest,
+    ) -> Result<v1::TriggerSnapshotResponse, RpcError> {
+        self.raft.read(|_| ()).await?;
+        Ok(v1::TriggerSnapshotResponse { applied_index: self.raft.trigger_snapshot().await? })
+    }
+}
+
+fn member_to_wire(status: MemberStatus) -> v1::MetaMember {
+    let MemberStatus { member, leader, voter, matched_index, lag, reachable } = status;
+    v1::MetaMember {
+        raft_id: member.raft_id,
+        name: member.name,
+        address: member.address,
+        leader,
+        voter,
+        matched_index,
+        lag,
+        reachable,
+    }
+}
+
+fn node_to_wire(node: &Node, figures: NodeFigures) -> v1::NodeStatus {
+    v1::NodeStatus {
+        node_id: node.id.0,
+        name: node.name.clone(),
+        address: node.address.clone(),
+        rack: node.rack.clone(),
+        state: state_to_wire(node.state).into(),
+        capacity_bytes: figures.capacity_bytes,
+        used_bytes: figures.used_bytes,
+        chunk_count: figures.chunk_count,
+        silent_ms: millis(figures.silent),
+        node_uuid: id_bytes(node.uuid.as_bytes()),
+    }
+}
+
+fn chunks_to_wire(counters: Counters) -> v1::ChunkCounts {
+    v1::ChunkCounts {
+        total: counters.chunks,
+        full: counters.full,
+        under_replicated: counters.under_replicated,
+        endangered: counters.endangered,
+        missing: counters.missing,
+    }
+}

@@ -1,0 +1,248 @@
+//! Log and snapshots, across restarts and with damage.
+
+use std::{fs, path::Path, sync::Arc};
+
+use openraft::{
+    EntryPayload, LogState, RaftLogReader, RaftSnapshotBuilder,
+    entry::RaftEntry as _,
+    storage::{RaftLogStorage, RaftLogStorageExt as _, RaftStateMachine},
+    testing::{StoreBuilder, Suite},
+};
+
+use super::{LogStore, SnapshotDir, StoreError, disk::Disk};
+use crate::{
+    fsm::{Batch, Command},
+    raft::{
+        state_machine::Replica,
+        types::{Entry, LogId, StorageError, TypeConfig, Vote},
+    },
+};
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, Replica, tempfile::TempDir> for Builder {
+    async fn build(&self) -> Result<(tempfile::TempDir, LogStore, Replica), StorageError> {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, replica) = open(dir.path());
+        Ok((dir, log, replica))
+    }
+}
+
+fn open(dir: &Path) -> (LogStore, Replica) {
+    let log = LogStore::open(&dir.join("raft")).unwrap();
+    let replica = open_replica(dir, log.purged_index()).unwrap();
+    (log, replica)
+}
+
+fn open_replica(dir: &Path, purged: Option<u64>) -> Result<Replica, StoreError> {
+    let path = dir.join("snapshots");
+    Replica::open(Arc::new(SnapshotDir::open(&path)?), &path, purged)
+}
+
+fn at(index: u64) -> LogId {
+    LogId::new(openraft::CommittedLeaderId::new(1, 1), index)
+}
+
+fn blank(index: u64) -> Entry {
+    Entry::new_blank(at(index))
+}
+
+fn session(index: u64, bytes: usize) -> Entry {
+    let description = "x".repeat(bytes);
+    let command = Command::OpenSession { client_id: dfs_common::Uuid::random(), description };
+    let batch = Batch { now_ns: i64::try_from(index).unwrap(), entropy: 0, commands: vec![command] };
+    Entry { log_id: at(index), payload: EntryPayload::Normal(Arc::new(batch)) }
+}
+
+#[test]
+fn openrafts_own_suite_passes() {
+    Suite::test_all(Builder).unwrap();
+}
+
+#[tokio::test]
+async fn everything_acknowledged_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(dir.path()).unwrap();
+    assert!(log.is_blank());
+    log.save_vote(&Vote::new(7, 3)).await.unwrap();
+    log.blocking_append((0..100).map(|index| session(index, 100))).await.unwrap();
+    log.save_committed(Some(at(90))).await.unwrap();
+    log.truncate(at(95)).await.unwrap();
+    log.purge(at(9)).await.unwrap();
+    log.blocking_append([blank(95)]).await.unwrap();
+    let before = log.try_get_log_entries(..).await.unwrap();
+    log.close().await.unwrap();
+    drop(log);
+
+    let mut log = LogStore::open(dir.path()).unwrap();
+    assert!(!log.is_blank());
+    assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(7, 3)));
+    assert_eq!(log.read_committed().await.unwrap(), Some(at(90)));
+    let state = LogState { last_purged_log_id: Some(at(9)), last_log_id: Some(at(95)) };
+    assert_eq!(log.get_log_state().await.unwrap(), state);
+    let after = log.try_get_log_entries(..).await.unwrap();
+    assert_eq!(after.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>(), (10..96).collect::<Vec<_>>());
+    assert_eq!(after, before, "what comes from disk is what was in memory");
+}
+
+#[tokio::test]
+async fn messages_to_followers_are_limited_in_bytes_but_never_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(dir.path()).unwrap();
+    log.blocking_append((0..8).map(|index| session(index, 1 << 20))).await.unwrap();
+    log.blocking_append([session(8, 5 << 20)]).await.unwrap();
+    assert_eq!(log.limited_get_log_entries(0, 9).await.unwrap().len(), 1);
+    assert_eq!(log.limited_get_log_entries(8, 9).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn old_entries_leave_memory_and_are_read_from_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(dir.path()).unwrap();
+    for round in 0..50 {
+        log.blocking_append((0..100).map(|index| session(round * 100 + index, 10))).await.unwrap();
+    }
+    let all = log.try_get_log_entries(0..5000).await.unwrap();
+    assert_eq!(all.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>(), (0..5000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_purged_log_stays_small_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(dir.path()).unwrap();
+    let mut next = 0;
+    for _ in 0..20 {
+        log.blocking_append((next..next + 100).map(|index| session(index, 20_000))).await.unwrap();
+        next += 100;
+        log.purge(at(next - 10)).await.unwrap();
+    }
+    log.close().await.unwrap();
+    drop(log);
+    // 40 MB went through; the rebuild at the next start leaves what lives.
+    let name = fs::read_to_string(dir.path().join("CURRENT")).unwrap();
+    let disk = Disk::open_with(dir.path(), 1 << 20).unwrap();
+    assert_ne!(fs::read_to_string(dir.path().join("CURRENT")).unwrap(), name, "a new generation");
+    assert!(!dir.path().join(name).exists(), "the old generation is gone");
+    drop(disk);
+    let size: u64 = walk(dir.path());
+    assert!(size < 8 << 20, "{size} bytes");
+    let mut log = LogStore::open(dir.path()).unwrap();
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 9);
+    assert_eq!(log.get_log_state().await.unwrap().last_purged_log_id, Some(at(next - 10)));
+}
+
+fn walk(path: &Path) -> u64 {
+    fs::read_dir(path)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let meta = entry.metadata().unwrap();
+            if meta.is_dir() { walk(&entry.path()) } else { meta.len() }
+        })
+        .sum()
+}
+
+#[test]
+fn a_crashed_rebuild_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Disk::open(dir.path()).unwrap());
+    fs::create_dir(dir.path().join("log-0002")).unwrap();
+    fs::write(dir.path().join("rebuild.tmp"), "half").unwrap();
+    drop(Disk::open(dir.path()).unwrap());
+    let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["CURRENT", "log-0001"]);
+}
+
+#[test]
+fn a_damaged_record_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::open(dir.path()).unwrap();
+    disk.put_entries(vec![(0, super::codec::encode(&blank(0)).unwrap()), (1, b"\x01 no such thing".to_vec())]).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let error = LogStore::open(dir.path()).err().expect("refused").to_string();
+    assert!(
+        error.contains("entry 1") && error.contains("log-0001") && error.contains("start this node again"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_hole_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::open(dir.path()).unwrap();
+    let record = |index| (index, super::codec::encode(&blank(index)).unwrap());
+    disk.put_entries(vec![record(0), record(2)]).unwrap();
+    drop(disk);
+    let error = LogStore::open(dir.path()).err().expect("refused").to_string();
+    assert!(error.contains("entry 1"), "{error}");
+}
+
+async fn snapshots(dir: &Path, upto: &[u64]) -> Replica {
+    let mut replica = open_replica(dir, None).unwrap();
+    let mut next = 1;
+    for upto in upto {
+        replica.apply((next..=*upto).map(|index| session(index, 5))).await.unwrap();
+        next = upto + 1;
+        replica.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    }
+    replica
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir.join("snapshots")).unwrap();
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn the_newest_two_snapshots_are_kept_and_the_newest_is_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let replica = snapshots(dir.path(), &[10, 20, 30]).await;
+    assert_eq!(files(dir.path()).len(), 2);
+    fs::write(dir.path().join("snapshots/snapshot-7.tmp"), "half written").unwrap();
+    let restored = open_replica(dir.path(), Some(30)).unwrap();
+    assert_eq!(files(dir.path()).len(), 2, "left-overs are removed");
+    assert_eq!((restored.applied(), restored.now_ns()), (Some(at(30)), 30));
+    let bytes = |replica: &Replica| {
+        let mut bytes = Vec::new();
+        replica.peek(|state| state.write_snapshot(&mut bytes)).unwrap();
+        bytes
+    };
+    assert_eq!(bytes(&restored), bytes(&replica));
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_passed_over_if_the_log_reaches_back() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(snapshots(dir.path(), &[10, 20]).await);
+    let newest = dir.path().join("snapshots").join(&files(dir.path())[1]);
+    let good = fs::read(&newest).unwrap();
+    for at in [0, 9, good.len() / 2, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        fs::write(&newest, &bad).unwrap();
+        let replica = open_replica(dir.path(), Some(10)).unwrap();
+        assert_eq!(replica.applied().map(|id| id.index), Some(10), "byte {at}");
+        assert!(!newest.exists(), "the damaged one is put aside");
+    }
+    fs::write(&newest, &good[..good.len() - 3]).unwrap();
+    let error = open_replica(dir.path(), Some(15)).err().expect("refused").to_string();
+    assert!(error.contains("index 15") && error.contains("ends at 10"), "{error}");
+}
+
+#[tokio::test]
+async fn an_older_snapshot_is_not_installed() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut ahead = snapshots(dirs[0].path(), &[20]).await;
+    let mut behind = snapshots(dirs[1].path(), &[10]).await;
+    let old = behind.get_current_snapshot().await.unwrap().unwrap();
+    ahead.install_snapshot(&old.meta, old.snapshot).await.unwrap();
+    assert_eq!(ahead.applied(), Some(at(20)));
+    let new = ahead.get_current_snapshot().await.unwrap().unwrap();
+    behind.install_snapshot(&new.meta, new.snapshot).await.unwrap();
+    assert_eq!(behind.applied(), Some(at(20)));
+    assert_eq!(open_replica(dirs[1].path(), Some(20)).unwrap().applied(), Some(at(20)), "it is on disk too");
+}

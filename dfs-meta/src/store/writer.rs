@@ -1,0 +1,211 @@
+//! The thread that writes the log.
+//!
+//! All changes go through one bounded queue, so they reach the database in the order openraft made them. The thread drains
+//! what is queued, up to [`DRAIN_MAX`] requests, flushes once for all of them, and only then answers. Removing purged entries
+//! is not urgent: it is done in slices while the queue is empty.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    },
+    thread::{Builder, JoinHandle},
+    time::Duration,
+};
+
+use openraft::storage::LogFlushed;
+use tokio::sync::oneshot;
+
+use super::{StoreError, disk::Disk};
+use crate::raft::types::TypeConfig;
+
+/// Requests that share one flush.
+const DRAIN_MAX: usize = 1024;
+/// Requests that wait for the thread. openraft waits for each append, so a handful is ever queued.
+const QUEUE_MAX: usize = 1024;
+/// Entries removed between two looks at the queue: well below a millisecond of work.
+const PURGE_SLICE: usize = 128;
+/// How often the size on disk is asked for.
+const SIZE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A change of the log.
+pub(crate) enum Request {
+    /// Entries by index. `committed` rides along, since nothing depends on it being recent.
+    Append { records: Vec<(u64, Vec<u8>)>, committed: Option<Vec<u8>>, callback: LogFlushed<TypeConfig> },
+    /// A vote.
+    Vote { bytes: Vec<u8>, committed: Option<Vec<u8>>, done: Done },
+    /// Entries from this index on are void.
+    Truncate { since: u64, done: Done },
+    /// Entries up to this index are not needed any more; `bytes` is the record that says so.
+    Purge { upto: u64, bytes: Vec<u8>, done: Done },
+    /// Ends the thread after a last flush.
+    Close { committed: Option<Vec<u8>>, done: Done },
+}
+
+/// Where the outcome of a request goes.
+pub(crate) type Done = oneshot::Sender<io::Result<()>>;
+
+/// What the thread and the log share.
+#[derive(Default)]
+pub(crate) struct Progress {
+    /// Entries below this index are in the database for good, and need not be cached.
+    pub(crate) flushed_next: AtomicU64,
+    /// Bytes on disk, as last asked for.
+    pub(crate) size_bytes: AtomicU64,
+}
+
+/// The sending side of the thread.
+pub(crate) struct Writer {
+    queue: SyncSender<Request>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    /// Starts the thread. `purged_next` is the first index that is not purged; entries below it are leftovers of a crash.
+    pub(crate) fn start(disk: Arc<Disk>, progress: Arc<Progress>, purged_next: u64) -> Result<Self, StoreError> {
+        let (queue, requests) = sync_channel(QUEUE_MAX);
+        let path = disk.path().to_owned();
+        progress.size_bytes.store(disk.size_bytes(), Ordering::Relaxed);
+        let thread = Thread { disk, progress, purge_upto: purged_next.checked_sub(1), failed: None };
+        let thread = Builder::new()
+            .name("raft-log".into())
+            .spawn(move || thread.run(&requests))
+            .map_err(StoreError::io(path))?;
+        Ok(Self { queue, thread: Some(thread) })
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// The thread is gone, or the queue is full, which means that the disk has stopped answering.
+    pub(crate) fn send(&self, request: Request) -> io::Result<()> {
+        self.queue.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => io::Error::other("the log's disk does not keep up"),
+            TrySendError::Disconnected(_) => io::Error::other("the log is closed"),
+        })
+    }
+}
+
+impl Drop for Writer {
+    /// Without a `Close` before, what is queued is still written and flushed.
+    fn drop(&mut self) {
+        let (queue, _) = sync_channel(0);
+        self.queue = queue;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that writes the log panicked");
+        }
+    }
+}
+
+/// An answer that waits for the flush.
+enum Answer {
+    Append { next: u64, callback: LogFlushed<TypeConfig> },
+    Done(Done),
+}
+
+struct Thread {
+    disk: Arc<Disk>,
+    progress: Arc<Progress>,
+    /// Purged entries up to here may still be in the database.
+    purge_upto: Option<u64>,
+    /// After a failure nothing is written any more: what is on disk is unknown.
+    failed: Option<String>,
+}
+
+impl Thread {
+    fn run(mut self, requests: &Receiver<Request>) {
+        let mut open = true;
+        while open {
+            let wait = if self.purge_upto.is_some() { Duration::ZERO } else { SIZE_INTERVAL };
+            match requests.recv_timeout(wait) {
+                Ok(first) => open = self.round(first, requests),
+                Err(RecvTimeoutError::Timeout) => self.idle(),
+                Err(RecvTimeoutError::Disconnected) => open = false,
+            }
+        }
+        if let Err(error) = self.disk.flush() {
+            tracing::error!(%error, "the last flush of the log failed");
+        }
+    }
+
+    /// Handles what is queued, flushes once, answers. `false` when the log is closed.
+    fn round(&mut self, first: Request, requests: &Receiver<Request>) -> bool {
+        let mut answers = Vec::new();
+        let mut open = true;
+        let mut result = Ok(());
+        for request in std::iter::once(first).chain(requests.try_iter()).take(DRAIN_MAX) {
+            open &= !matches!(request, Request::Close { .. });
+            let (done, answer) = self.change(request);
+            answers.push(answer);
+            result = result.and(done);
+        }
+        self.answer(result.and_then(|()| self.disk.flush()), answers);
+        open
+    }
+
+    fn change(&mut self, request: Request) -> (io::Result<()>, Answer) {
+        match request {
+            Request::Append { records, committed, callback } => {
+                let next = records.last().map_or(0, |(index, _)| index + 1);
+                let result = self.committed(committed).and_then(|()| self.disk.put_entries(records));
+                (result, Answer::Append { next, callback })
+            }
+            Request::Vote { bytes, committed, done } => {
+                (self.committed(committed).and_then(|()| self.disk.put_vote(bytes)), Answer::Done(done))
+            }
+            Request::Truncate { since, done } => {
+                (self.disk.remove_entries(since, u64::MAX, usize::MAX, true).map(drop), Answer::Done(done))
+            }
+            Request::Purge { upto, bytes, done } => {
+                self.purge_upto = self.purge_upto.max(Some(upto));
+                (self.disk.put_purged(bytes), Answer::Done(done))
+            }
+            Request::Close { committed, done } => (self.committed(committed), Answer::Done(done)),
+        }
+    }
+
+    fn committed(&self, bytes: Option<Vec<u8>>) -> io::Result<()> {
+        bytes.map_or(Ok(()), |bytes| self.disk.put_committed(bytes))
+    }
+
+    fn answer(&mut self, result: io::Result<()>, answers: Vec<Answer>) {
+        if let (Err(error), None) = (&result, &self.failed) {
+            tracing::error!(path = %self.disk.path().display(), %error, "the log cannot be written; this node must stop");
+            self.failed = Some(error.to_string());
+        }
+        for answer in answers {
+            let result = match &self.failed {
+                Some(reason) => Err(io::Error::other(reason.clone())),
+                None => Ok(()),
+            };
+            match answer {
+                Answer::Append { next, callback } => {
+                    if result.is_ok() {
+                        self.progress.flushed_next.store(next, Ordering::Release);
+                    }
+                    callback.log_io_completed(result);
+                }
+                // A caller that went away does not need the answer.
+                Answer::Done(done) => drop(done.send(result)),
+            }
+        }
+    }
+
+    fn idle(&mut self) {
+        if let Some(upto) = self.purge_upto {
+            match self.disk.remove_entries(0, upto, PURGE_SLICE, false) {
+                Ok(true) => return,
+                Ok(false) => self.purge_upto = None,
+                Err(error) => {
+                    tracing::warn!(%error, "purged entries cannot be removed now; it is tried again after the next purge");
+                    self.purge_upto = None;
+                }
+            }
+        }
+        self.progress.size_bytes.store(self.disk.size_bytes(), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,153 @@
+//! Reports to metadata that nobody waits for: copies that came late, results of repairs, corrupt copies.
+//!
+//! Each kind has a bounded queue and a task that sends it with retries for a while. What is lost when a queue is full or
+//! metadata is away for long is found again otherwise: copies by the heartbeat's differences, repairs by the end of their
+//! lease, corrupt copies by the next reader.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use dfs_common::ChunkId;
+use dfs_proto::{convert::id_bytes, v1};
+use tokio::{sync::mpsc, time::timeout};
+
+use crate::{meta_client::MetaClient, node::Node};
+
+/// Reports of a kind that may wait.
+const QUEUE: usize = 4096;
+/// Receipts in one call.
+const BATCH_MAX: usize = 512;
+/// How long a batch waits for more.
+const LINGER: Duration = Duration::from_millis(5);
+/// How long a report is retried.
+const RETRY_FOR: Duration = Duration::from_secs(60);
+
+/// Where reports are put.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    receipts: mpsc::Sender<v1::ChunkReceipt>,
+    repairs: mpsc::Sender<v1::ReportRepairResultRequest>,
+    corrupt: mpsc::Sender<(ChunkId, String)>,
+}
+
+/// Where reports are taken from.
+#[derive(Debug)]
+pub struct Queues {
+    receipts: mpsc::Receiver<v1::ChunkReceipt>,
+    repairs: mpsc::Receiver<v1::ReportRepairResultRequest>,
+    corrupt: mpsc::Receiver<(ChunkId, String)>,
+}
+
+impl Outbox {
+    /// An outbox and its queues.
+    #[must_use]
+    pub fn new() -> (Self, Queues) {
+        let (receipts, receipts_rx) = mpsc::channel(QUEUE);
+        let (repairs, repairs_rx) = mpsc::channel(QUEUE);
+        let (corrupt, corrupt_rx) = mpsc::channel(QUEUE);
+        (
+            Self { receipts, repairs, corrupt },
+            Queues { receipts: receipts_rx, repairs: repairs_rx, corrupt: corrupt_rx },
+        )
+    }
+
+    /// A copy became durable after the upload was answered.
+    pub fn receipt(&self, receipt: v1::ChunkReceipt) {
+        dropped(self.receipts.try_send(receipt).is_err(), "receipt of a late copy");
+    }
+
+    /// A repair ended.
+    pub fn repaired(&self, result: v1::ReportRepairResultRequest) {
+        dropped(self.repairs.try_send(result).is_err(), "result of a repair");
+    }
+
+    /// The copy on this node is corrupt.
+    pub fn corrupt(&self, id: ChunkId, reason: String) {
+        dropped(self.corrupt.try_send((id, reason)).is_err(), "report of a corrupt copy");
+    }
+}
+
+fn dropped(full: bool, what: &str) {
+    if full {
+        tracing::debug!(what, "too many reports wait for metadata, one is dropped");
+    }
+}
+
+impl Queues {
+    /// Sends reports until the node stops. Runs as tasks of the node.
+    pub fn run(self, node: &Arc<Node>, meta: &Arc<MetaClient>) {
+        let Self { receipts, repairs, corrupt } = self;
+        spawn(node, send_receipts(receipts, node.clone(), meta.clone()));
+        spawn(node, send_repairs(repairs, meta.clone()));
+        spawn(node, send_corrupt(corrupt, node.clone(), meta.clone()));
+    }
+}
+
+fn spawn(node: &Arc<Node>, task: impl Future<Output = ()> + Send + 'static) {
+    let stop = node.stop.clone();
+    node.tasks.spawn(async move {
+        stop.run_until_cancelled(task).await;
+    });
+}
+
+async fn send_receipts(mut queue: mpsc::Receiver<v1::ChunkReceipt>, node: Arc<Node>, meta: Arc<MetaClient>) {
+    while let Some(first) = queue.recv().await {
+        let mut receipts = vec![first];
+        // Ends early when the batch is full; a closed queue is noticed by the loop above.
+        let _ = timeout(LINGER, async {
+            while receipts.len() < BATCH_MAX {
+                match queue.recv().await {
+                    Some(receipt) => receipts.push(receipt),
+                    None => break,
+                }
+            }
+        })
+        .await;
+        let Ok(member) = node.member() else { continue };
+        let request = v1::CommitChunkRequest { receipts, node_id: member.node.0 };
+        let sent = meta
+            .call(RETRY_FOR, |mut client| {
+                let request = request.clone();
+                async move { client.commit_chunk(request).await }
+            })
+            .await;
+        if let Err(error) = sent {
+            tracing::info!(%error, receipts = request.receipts.len(), "late copies could not be reported; heartbeats will");
+        }
+    }
+}
+
+async fn send_repairs(mut queue: mpsc::Receiver<v1::ReportRepairResultRequest>, meta: Arc<MetaClient>) {
+    while let Some(result) = queue.recv().await {
+        let sent = meta
+            .call(RETRY_FOR, |mut client| {
+                let result = result.clone();
+                async move { client.report_repair_result(result).await }
+            })
+            .await;
+        if let Err(error) = sent {
+            tracing::info!(%error, job = result.job_id, "a repair could not be reported; its lease will end");
+        }
+    }
+}
+
+async fn send_corrupt(mut queue: mpsc::Receiver<(ChunkId, String)>, node: Arc<Node>, meta: Arc<MetaClient>) {
+    while let Some((id, reason)) = queue.recv().await {
+        let Ok(member) = node.member() else { continue };
+        let chunk_id: Bytes = id_bytes(id.as_bytes());
+        let sent = meta
+            .call(RETRY_FOR, |mut client| {
+                let request = v1::ReportCorruptionRequest {
+                    chunk_id: chunk_id.clone(),
+                    node_id: member.node.0,
+                    reason: reason.clone(),
+                    missing: false,
+                };
+                async move { client.report_corruption(request).await }
+            })
+            .await;
+        if let Err(error) = sent {
+            tracing::warn!(%error, chunk = %id, "a corrupt copy could not be reported; the next reader will");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Puts a storage node together, runs it and ends it.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use dfs_common::backoff::Policy;
+use dfs_proto::{status::RpcError, transport, v1::DeregisterNodeRequest};
+use tokio::{
+    net::TcpListener,
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    config::Config,
+    data_dir::{DataDir, DataDirError},
+    engine::{EngineError, disk::DiskEngine},
+    heartbeat::{Fatal, Heartbeat, Presentation},
+    meta_client::MetaClient,
+    node::{Limits, Node},
+    outbox::Outbox,
+    pool::DiskPool,
+    rpc,
+    worker::{deletes::Deletes, repair::Repairs},
+};
+
+/// Time for requests in work when the process is asked to end.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Time to tell metadata that this node stops. Metadata may be stopping too.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// Why a node cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The chunks in it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The listen address.
+    #[error("cannot listen on {address}: {source}; is another process using it? choose another with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A metadata address.
+    #[error(transparent)]
+    Meta(RpcError),
+    /// Metadata refuses the node.
+    #[error(transparent)]
+    Fatal(#[from] Fatal),
+    /// The listener failed.
+    #[error("the listener failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Server {
+    node: Arc<Node>,
+    meta: Arc<MetaClient>,
+    address: SocketAddr,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    heartbeat: JoinHandle<Option<Fatal>>,
+}
+
+impl Server {
+    /// Starts a node: takes its data directory, counts its chunks, listens, and begins to register with metadata. Blocks while
+    /// chunks are counted, so call it before the runtime has other work.
+    ///
+    /// # Errors
+    /// What keeps it from starting.
+    pub async fn start(config: &Config) -> Result<Self, ServerError> {
+        let backoff = Policy { initial: config.backoff_initial.0, max: config.backoff_max.0 };
+        let meta = MetaClient::new(config.meta.clone(), config.rpc_timeout.0, backoff).map_err(ServerError::Meta)?;
+        let (data_dir, engine) = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || open(&config)).await.expect("opening does not panic")?
+        };
+        let failed = |source| ServerError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let (outbox, queues) = Outbox::new();
+        let limits = Limits {
+            stall: config.stall_timeout.0,
+            stall_contended: (config.stall_timeout.0 / 5).max(Duration::from_millis(1)),
+            verify_reads: config.verify_reads,
+            ..Limits::default()
+        };
+        let disk = DiskPool::new(config.blocking_threads.into());
+        let memory = usize::try_from(config.memory.0).expect("64-bit machines only");
+        let node = Arc::new(Node::new(config.name.clone(), Arc::new(engine), disk, memory, limits, outbox));
+        if let Some(membership) = data_dir.membership() {
+            let _ = node.membership.set(membership);
+        }
+        let meta = Arc::new(meta);
+        queues.run(&node, &meta);
+        let presentation = Presentation { address: advertised(config, address), rack: config.rack.clone() };
+        let deletes = Deletes::start(&node);
+        let repairs = Repairs::new(node.clone(), config.repair_streams.into());
+        let heartbeat = Heartbeat::new(node.clone(), meta.clone(), data_dir, presentation, deletes, repairs);
+        tracing::info!(name = %config.name, %address, dir = %config.data_dir.display(), "storage node serves");
+        Ok(Self { serving: serve(&node, listener), heartbeat: beat(&node, heartbeat), node, meta, address })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What its rooms share.
+    #[must_use]
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Returns when the node cannot go on.
+    ///
+    /// # Errors
+    /// Why: always, since it does not end by itself.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn failed(&mut self) -> ServerError {
+        tokio::select! {
+            fatal = &mut self.heartbeat => match fatal {
+                Ok(Some(fatal)) => fatal.into(),
+                Ok(None) | Err(_) => std::future::pending().await,
+            },
+            served = &mut self.serving => match served {
+                Ok(Err(error)) => error.into(),
+                Ok(Ok(())) | Err(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    /// Ends the node: no new requests, those in work get a few seconds.
+    pub async fn stop(self) {
+        let deadline = Instant::now() + DRAIN;
+        self.node.stop.cancel();
+        self.node.tasks.close();
+        self.say_goodbye().await;
+        let mut serving = self.serving;
+        // A handle that has ended may have been taken by `failed` and must not be polled again.
+        if !serving.is_finished() && timeout_at(deadline, &mut serving).await.is_err() {
+            tracing::info!("some requests did not end in time and are cut off");
+            serving.abort();
+        }
+        let _ = timeout_at(deadline, self.node.tasks.wait()).await;
+        // Not later than a moment after the drain: it is cancelled and waits for nothing.
+        if !self.heartbeat.is_finished() {
+            let _ = timeout(Duration::from_millis(200), self.heartbeat).await;
+        }
+    }
+}
+
+impl Server {
+    /// Tells metadata, so that readers and writers turn to other nodes at once. Best effort: silence says the same, later.
+    async fn say_goodbye(&self) {
+        let incarnation = self.node.incarnation.load(Ordering::Relaxed);
+        let Some(member) = self.node.membership.get().filter(|_| incarnation != 0) else { return };
+        let request = DeregisterNodeRequest { node_id: member.node.0, incarnation };
+        let told = self.meta.call(GOODBYE, |mut client| async move { client.deregister_node(request).await }).await;
+        if let Err(error) = told {
+            tracing::debug!(%error, "metadata was not told that this node stops");
+        }
+    }
+}
+
+fn open(config: &Config) -> Result<(DataDir, DiskEngine), ServerError> {
+    let data_dir = DataDir::open(&config.data_dir, &config.name)?;
+    let engine =
+        DiskEngine::open(data_dir.path(), config.capacity.map(|size| size.0), config.reserve.map(|size| size.0))?;
+    Ok((data_dir, engine))
+}
+
+/// With `--listen ...:0` the system chose the port.
+fn advertised(config: &Config, address: SocketAddr) -> String {
+    match (&config.advertise, config.listen.port()) {
+        (None, 0) => address.to_string(),
+        _ => config.advertised(),
+    }
+}
+
+fn serve(node: &Arc<Node>, listener: TcpListener) -> JoinHandle<Result<(), tonic::transport::Error>> {
+    let stop = node.stop.clone();
+    let server = transport::server()
+        .add_service(rpc::Storage::new(node.clone()))
+        .add_service(rpc::Replication::new(node.clone()));
+    tokio::spawn(server.serve_with_incoming_shutdown(transport::incoming(listener), stop.cancelled_owned()))
+}
+
+fn beat(node: &Arc<Node>, heartbeat: Heartbeat) -> JoinHandle<Option<Fatal>> {
+    let stop = node.stop.clone();
+    tokio::spawn(async move {
+        match stop.run_until_cancelled(heartbeat.run()).await {
+            Some(Err(fatal)) => Some(fatal),
+            Some(Ok(never)) => match never {},
+            None => None,
+        }
+    })
+}

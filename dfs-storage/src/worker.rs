@@ -1,0 +1,4 @@
+//! Work that metadata asks for with its heartbeat answers. Queues are bounded; what does not fit is asked for again.
+
+pub mod deletes;
+pub mod repair;

@@ -1,0 +1,42 @@
+//! The verbs, one file for each group.
+
+pub mod change;
+pub mod cluster;
+pub mod dev;
+pub mod meta;
+pub mod namespace;
+pub mod transfer;
+pub mod wait;
+
+use crate::{
+    cli::{Cli, Verb},
+    context::{self, Context},
+    failure::Failure,
+};
+
+/// Runs one verb.
+///
+/// # Errors
+/// What the user is told, with the exit code.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    context::start_log(&cli.global)?;
+    let context = Context::new(cli.global)?;
+    match cli.verb {
+        Verb::Upload(args) => transfer::upload(&context, &args),
+        Verb::Download(args) => transfer::download(&context, &args),
+        Verb::List(args) => transfer::list(&context, &args),
+        Verb::Delete(args) => transfer::delete(&context, &args),
+        Verb::Ls(args) => namespace::ls(&context, &args),
+        Verb::Stat(args) => namespace::stat(&context, &args),
+        Verb::Cat(args) => namespace::cat(&context, &args),
+        Verb::Mkdir(args) => change::mkdir(&context, &args),
+        Verb::Rm(args) => change::rm(&context, &args),
+        Verb::Mv(args) => change::mv(&context, &args),
+        Verb::Status(_) => cluster::status(&context),
+        Verb::Nodes(_) => cluster::nodes(&context),
+        Verb::Df(_) => cluster::df(&context),
+        Verb::Wait(args) => wait::wait(&context, &args),
+        Verb::Meta(args) => meta::run(&context, &args),
+        Verb::Dev(args) => dev::run(&context, args),
+    }
+}

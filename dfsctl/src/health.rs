@@ -1,0 +1,412 @@
+//! What a cluster status means: the document of `dfsctl status --json`, and the words for people.
+//!
+//! Healthy is about data, not about machines. A cluster is healthy when
+//! - a leader answers and a majority of the metadata voters is reachable,
+//! - every chunk that a file references has all its live copies (none is under-replicated, endangered or missing), and
+//! - no storage node that holds chunks is suspect: its copies still count, and nobody knows yet whether they should.
+//!
+//! A storage node that is dead while its chunks are fully replicated elsewhere, and a metadata node that is down while a
+//! majority is up, are shown as remarks and do not make the cluster unhealthy.
+
+use dfs_proto::v1;
+use serde::Serialize;
+
+use crate::text::{bytes, counted, percent};
+
+/// The document of `dfsctl status --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Status {
+    /// See the module.
+    pub healthy: bool,
+    /// Why it is not healthy; empty if it is.
+    pub problems: Vec<String>,
+    /// What else an administrator should know.
+    pub remarks: Vec<String>,
+    /// Hexadecimal; empty if no leader answered.
+    pub cluster_id: String,
+    /// Metadata nodes.
+    pub meta: Meta,
+    /// Storage nodes.
+    pub nodes: Vec<Node>,
+    /// Chunks that files reference, by live copies; `null` if no leader answered.
+    pub chunks: Option<Chunks>,
+    /// Copies that wait to be made and that are being made.
+    pub repair: Repair,
+    /// Bytes (one copy counted) and chunks that nothing references and that are not deleted yet.
+    pub garbage: Garbage,
+    /// Files, directories and other inodes.
+    pub inodes: u64,
+    /// Client processes.
+    pub sessions: u64,
+    /// Versions that are being written.
+    pub pending_files: u64,
+    /// What the cluster is set to.
+    pub settings: Settings,
+}
+
+/// Metadata nodes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Meta {
+    /// Name of the leader.
+    pub leader: Option<String>,
+    /// A majority of the voters is reachable.
+    pub quorum: bool,
+    /// All members.
+    pub members: Vec<Member>,
+}
+
+/// One metadata node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// `host:port`.
+    pub address: String,
+    /// `leader`, `follower`, `learner`, or `unknown` if it does not answer and no leader tells.
+    pub role: String,
+    /// Entries behind the leader.
+    pub lag: u64,
+    /// Answers the leader (or, without one, us).
+    pub reachable: bool,
+    /// Number in the Raft group.
+    pub raft_id: u64,
+    /// Last entry it holds, as the leader knows.
+    pub matched_index: u64,
+}
+
+/// One storage node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Node {
+    /// Number given by metadata.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// `host:port`.
+    pub address: String,
+    /// Failure domain.
+    pub rack: String,
+    /// `alive`, `suspect`, `dead`, `draining`, `decommissioned`.
+    pub state: String,
+    /// Bytes it can hold.
+    pub capacity_bytes: u64,
+    /// Bytes it holds.
+    pub used_bytes: u64,
+    /// Chunks it holds.
+    pub chunk_count: u64,
+    /// Milliseconds since its last heartbeat.
+    pub silent_ms: u64,
+}
+
+/// Chunks that files reference.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Chunks {
+    /// All.
+    pub total: u64,
+    /// With every copy.
+    pub full: u64,
+    /// With fewer copies than wanted, more than one.
+    pub under_replicated: u64,
+    /// With one copy left.
+    pub endangered: u64,
+    /// With none.
+    pub missing: u64,
+}
+
+/// Repair work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Repair {
+    /// Chunks that wait.
+    pub queue: u64,
+    /// Chunks being copied.
+    pub active: u64,
+}
+
+/// What waits for deletion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Garbage {
+    /// Bytes, one copy counted.
+    pub bytes: u64,
+    /// Chunks.
+    pub chunks: u64,
+}
+
+/// What the cluster is set to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Settings {
+    /// Copies of each chunk.
+    pub replication: u32,
+    /// Copies before a write is acknowledged.
+    pub write_quorum: u32,
+    /// Bytes.
+    pub chunk_size: u32,
+    /// Milliseconds between heartbeats.
+    pub heartbeat_ms: u64,
+    /// Milliseconds of silence until suspect.
+    pub suspect_ms: u64,
+    /// Milliseconds of silence until dead.
+    pub dead_ms: u64,
+}
+
+impl From<v1::DetectorSettings> for Settings {
+    fn from(wire: v1::DetectorSettings) -> Self {
+        Self {
+            replication: wire.replication,
+            write_quorum: wire.write_quorum,
+            chunk_size: wire.chunk_size,
+            heartbeat_ms: wire.heartbeat_ms,
+            suspect_ms: wire.suspect_ms,
+            dead_ms: wire.dead_ms,
+        }
+    }
+}
+
+impl Status {
+    /// Judges the leader's answer.
+    #[must_use]
+    pub fn new(wire: v1::ClusterStatusResponse) -> Self {
+        let chunks = wire.chunks.unwrap_or_default();
+        let members: Vec<_> = wire.members.into_iter().map(|member| (member.voter, Member::new(member))).collect();
+        let voters = members.iter().filter(|(voter, _)| *voter).count();
+        let reachable = members.iter().filter(|(voter, member)| *voter && member.reachable).count();
+        let mut status = Self {
+            healthy: false,
+            problems: vec![],
+            remarks: vec![],
+            cluster_id: hex(&wire.cluster_id),
+            meta: Meta {
+                leader: Some(wire.leader).filter(|leader| !leader.is_empty()),
+                quorum: reachable * 2 > voters,
+                members: members.into_iter().map(|(_, member)| member).collect(),
+            },
+            nodes: wire.nodes.into_iter().map(Node::new).collect(),
+            chunks: Some(Chunks {
+                total: chunks.total,
+                full: chunks.full,
+                under_replicated: chunks.under_replicated,
+                endangered: chunks.endangered,
+                missing: chunks.missing,
+            }),
+            repair: Repair { queue: wire.repair_queue, active: wire.repair_active },
+            garbage: Garbage { bytes: wire.garbage_bytes, chunks: wire.garbage_chunks },
+            inodes: wire.inodes,
+            sessions: wire.sessions,
+            pending_files: wire.pending_files,
+            settings: wire.detector.unwrap_or_default().into(),
+        };
+        status.problems = status.find_problems();
+        status.healthy = status.problems.is_empty();
+        status.remarks = status.find_remarks();
+        status
+    }
+
+    /// The document when no leader answers: only the metadata nodes that could be asked are known.
+    #[must_use]
+    pub fn without_leader(members: Vec<Member>) -> Self {
+        let mut status = Self::new(v1::ClusterStatusResponse::default());
+        let up = members.iter().filter(|member| member.reachable).count();
+        status.chunks = None;
+        status.problems = vec![format!("no metadata leader: {up} of {} named nodes answer", members.len())];
+        status.remarks.clear();
+        status.meta = Meta { leader: None, quorum: false, members };
+        status
+    }
+
+    fn find_problems(&self) -> Vec<String> {
+        let mut problems = vec![];
+        let chunks = self.chunks.unwrap_or_default();
+        if self.meta.leader.is_none() {
+            problems.push("there is no metadata leader".into());
+        } else if !self.meta.quorum {
+            problems.push("less than a majority of the metadata nodes is reachable".into());
+        }
+        if chunks.missing > 0 {
+            problems.push(format!("{} missing: no live copy is known", counted(chunks.missing, "chunk")));
+        }
+        if chunks.endangered > 0 {
+            problems.push(format!("{} endangered: one live copy is left", counted(chunks.endangered, "chunk")));
+        }
+        if chunks.under_replicated > 0 {
+            problems.push(format!(
+                "{} under-replicated: fewer than {} live copies",
+                counted(chunks.under_replicated, "chunk"),
+                self.settings.replication
+            ));
+        }
+        for node in self.nodes.iter().filter(|node| node.state == "suspect" && node.chunk_count > 0) {
+            problems.push(format!("{} is suspect: silent for {}", node.name, seconds(node.silent_ms)));
+        }
+        problems
+    }
+
+    fn find_remarks(&self) -> Vec<String> {
+        let mut remarks = vec![];
+        for node in self.nodes.iter().filter(|node| node.state == "dead") {
+            remarks.push(format!("{} is dead: silent for {}", node.name, seconds(node.silent_ms)));
+        }
+        let down: Vec<_> = self.meta.members.iter().filter(|m| !m.reachable).map(|m| m.name.as_str()).collect();
+        if !down.is_empty() {
+            remarks.push(format!("metadata nodes not reachable: {}", down.join(", ")));
+        }
+        let alive = self.alive();
+        if alive < u64::from(self.settings.write_quorum) {
+            remarks.push(format!(
+                "writes fail: {} alive, a write needs {}",
+                counted(alive, "storage node"),
+                self.settings.write_quorum
+            ));
+        } else if alive < u64::from(self.settings.replication) {
+            remarks.push(format!(
+                "{} alive: new chunks cannot have {} copies",
+                counted(alive, "storage node"),
+                self.settings.replication
+            ));
+        }
+        remarks
+    }
+
+    fn alive(&self) -> u64 {
+        self.nodes.iter().filter(|node| node.state == "alive").count() as u64
+    }
+
+    /// What the next failure would cost, in words.
+    #[must_use]
+    pub fn next_failure(&self) -> String {
+        let up = self.meta.members.iter().filter(|m| m.reachable && m.role != "learner").count();
+        let voters = self.meta.members.iter().filter(|m| m.role != "learner").count();
+        let spare = up.saturating_sub(voters / 2 + 1);
+        let meta = match spare {
+            0 => "the loss of one more metadata node stops the cluster until it is back".to_owned(),
+            1 => "one more metadata node may fail".to_owned(),
+            n => format!("{n} more metadata nodes may fail"),
+        };
+        let chunks = self.chunks.unwrap_or_default();
+        let data = if chunks.total == 0 {
+            "no chunk is stored yet"
+        } else if chunks.endangered > 0 || self.settings.replication < 2 {
+            "the loss of one more storage node can lose data"
+        } else if self.alive() <= u64::from(self.settings.replication) {
+            "the loss of one storage node loses nothing, but leaves too few nodes for all copies"
+        } else {
+            "the loss of one storage node loses nothing"
+        };
+        format!("{data}; {meta}")
+    }
+
+    /// The answer at a glance.
+    #[must_use]
+    pub fn summary(&self) -> Vec<String> {
+        let chunks = self.chunks.unwrap_or_default();
+        let mut lines = vec![match self.healthy {
+            true if chunks.total == 0 => "healthy: no chunk is stored yet".to_owned(),
+            true => format!("healthy: {} all their copies", has(chunks.total)),
+            false => "NOT HEALTHY".to_owned(),
+        }];
+        lines.extend(self.problems.iter().map(|problem| format!("  ! {problem}")));
+        lines.extend(self.remarks.iter().map(|remark| format!("  - {remark}")));
+        lines
+    }
+
+    fn storage_words(&self) -> String {
+        let state = |name: &str| self.nodes.iter().filter(|node| node.state == name).count();
+        let used: u64 = self.nodes.iter().map(|node| node.used_bytes).fold(0, u64::saturating_add);
+        let capacity: u64 = self.nodes.iter().map(|node| node.capacity_bytes).fold(0, u64::saturating_add);
+        format!(
+            "{} alive, {} suspect, {} dead; {} of {} used ({} %)",
+            state("alive"),
+            state("suspect"),
+            state("dead"),
+            bytes(used),
+            bytes(capacity),
+            percent(used, capacity)
+        )
+    }
+
+    /// One line a subject.
+    #[must_use]
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
+        let up = self.meta.members.iter().filter(|member| member.reachable).count();
+        let leader = self.meta.leader.as_deref().unwrap_or("none");
+        let mut facts = vec![("metadata", format!("leader {leader}, {up} of {} reachable", self.meta.members.len()))];
+        let Some(chunks) = self.chunks else { return facts };
+        facts.push(("storage", self.storage_words()));
+        facts.push((
+            "chunks",
+            format!(
+                "{}: {} full, {} under-replicated, {} endangered, {} missing",
+                chunks.total, chunks.full, chunks.under_replicated, chunks.endangered, chunks.missing
+            ),
+        ));
+        facts.push(("repair", format!("{} running, {} waiting", self.repair.active, self.repair.queue)));
+        facts.push(("garbage", format!("{} in {}", bytes(self.garbage.bytes), counted(self.garbage.chunks, "chunk"))));
+        facts.push((
+            "use",
+            format!(
+                "{}, {}, {} being written",
+                counted(self.inodes, "inode"),
+                counted(self.sessions, "session"),
+                counted(self.pending_files, "file")
+            ),
+        ));
+        facts.push(("next", self.next_failure()));
+        facts
+    }
+}
+
+fn has(chunks: u64) -> String {
+    if chunks == 1 { "the one chunk has".into() } else { format!("all {chunks} chunks have") }
+}
+
+impl Member {
+    fn new(wire: v1::MetaMember) -> Self {
+        let role = if wire.leader {
+            "leader"
+        } else if wire.voter {
+            "follower"
+        } else {
+            "learner"
+        };
+        Self {
+            role: role.into(),
+            reachable: wire.reachable || wire.leader,
+            name: wire.name,
+            address: wire.address,
+            lag: wire.lag,
+            raft_id: wire.raft_id,
+            matched_index: wire.matched_index,
+        }
+    }
+}
+
+impl Node {
+    fn new(wire: v1::NodeStatus) -> Self {
+        let state = dfs_proto::convert::state(wire.state).map_or_else(|_| "unknown".into(), |state| state.to_string());
+        Self {
+            id: wire.node_id,
+            name: wire.name,
+            address: wire.address,
+            rack: wire.rack,
+            state,
+            capacity_bytes: wire.capacity_bytes,
+            used_bytes: wire.used_bytes,
+            chunk_count: wire.chunk_count,
+            silent_ms: wire.silent_ms,
+        }
+    }
+}
+
+/// Milliseconds in words.
+pub(crate) fn seconds(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{:.1} s", ms as f64 / 1000.0),
+        10_000..600_000 => format!("{} s", ms / 1000),
+        _ => format!("{} min", ms / 60_000),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+#[path = "health/tests.rs"]
+mod tests;

@@ -1,0 +1,195 @@
+//! How names, sizes, times and tables are printed.
+//!
+//! Names are any bytes. For people they are escaped as `ls -b` does, so that a name cannot move the cursor or end a line; in
+//! JSON they are strings, with the exact bytes in hexadecimal beside them when they are not UTF-8.
+
+use serde_json::{Map, Value};
+
+/// `name` for people: control characters, backslashes and bytes that are not UTF-8 as escapes.
+#[must_use]
+pub(crate) fn escape(name: &[u8]) -> String {
+    let mut out = String::with_capacity(name.len());
+    for piece in name.utf8_chunks() {
+        for c in piece.valid().chars() {
+            match c {
+                '\n' => out.push_str("\\n"),
+                '\t' => out.push_str("\\t"),
+                '\r' => out.push_str("\\r"),
+                '\\' => out.push_str("\\\\"),
+                c if c.is_control() => {
+                    let mut bytes = [0; 4];
+                    c.encode_utf8(&mut bytes).bytes().for_each(|b| out.push_str(&format!("\\{b:03o}")));
+                }
+                c => out.push(c),
+            }
+        }
+        piece.invalid().iter().for_each(|b| out.push_str(&format!("\\{b:03o}")));
+    }
+    out
+}
+
+/// Puts `name` into a JSON object under `key`, and its bytes under `KEY_hex` if it is not UTF-8.
+pub(crate) fn json_name(object: &mut Map<String, Value>, key: &str, name: &[u8]) {
+    object.insert(key.to_owned(), String::from_utf8_lossy(name).into());
+    if std::str::from_utf8(name).is_err() {
+        let hex: String = name.iter().map(|b| format!("{b:02x}")).collect();
+        object.insert(format!("{key}_hex"), hex.into());
+    }
+}
+
+/// Bytes for people, in powers of 1024 with three digits.
+#[must_use]
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let (mut value, mut unit) = (count as f64, 0);
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match (unit, value) {
+        (0, _) => format!("{count} B"),
+        (_, v) if v < 9.995 => format!("{v:.2} {}", UNITS[unit]),
+        (_, v) if v < 99.95 => format!("{v:.1} {}", UNITS[unit]),
+        (_, v) => format!("{v:.0} {}", UNITS[unit]),
+    }
+}
+
+/// A count with its noun: `1 chunk`, `2 chunks`.
+#[must_use]
+pub(crate) fn counted(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+/// `part` of `whole` in percent, rounded up so that nothing used shows as 0 % only if it is.
+#[must_use]
+pub(crate) fn percent(part: u64, whole: u64) -> u64 {
+    if whole == 0 { 0 } else { (u128::from(part) * 100).div_ceil(u128::from(whole)).try_into().unwrap_or(u64::MAX) }
+}
+
+/// A time in nanoseconds since the Unix epoch as `2026-01-31 12:34:56` UTC.
+///
+/// Source: H. Hinnant, "chrono-compatible low-level date algorithms", civil_from_days.
+#[must_use]
+pub(crate) fn utc(time_ns: i64) -> String {
+    let seconds = time_ns.div_euclid(1_000_000_000);
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
+}
+
+/// Which side a column's cells stand at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Align {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Rows under a header, columns two spaces apart.
+#[derive(Debug)]
+pub(crate) struct Table {
+    columns: Vec<Align>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these headings.
+    #[must_use]
+    pub(crate) fn new(columns: &[(&str, Align)]) -> Self {
+        Self {
+            columns: columns.iter().map(|(_, align)| *align).collect(),
+            rows: vec![columns.iter().map(|(heading, _)| (*heading).to_owned()).collect()],
+        }
+    }
+
+    /// A table without a heading.
+    #[must_use]
+    pub(crate) fn bare(columns: &[Align]) -> Self {
+        Self { columns: columns.to_vec(), rows: vec![] }
+    }
+
+    /// Adds a row; it must have one cell for each column.
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
+        assert_eq!(cells.len(), self.columns.len(), "one cell for each column");
+        self.rows.push(cells);
+    }
+
+    /// The lines, aligned, without spaces at their ends.
+    #[must_use]
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<_> = (0..self.columns.len()).map(width).collect();
+        let line = |row: &Vec<String>| {
+            let cells = row.iter().zip(&self.columns).zip(&widths).map(|((cell, align), width)| match align {
+                Align::Left => format!("{cell:<width$}"),
+                Align::Right => format!("{cell:>width$}"),
+            });
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        };
+        self.rows.iter().map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_break_a_line() {
+        assert_eq!(escape(b"plain name"), "plain name");
+        assert_eq!(escape("gr\u{fc}n".as_bytes()), "gr\u{fc}n");
+        assert_eq!(escape(b"a\nb\\c\x1b[0m\xff"), "a\\nb\\\\c\\033[0m\\377");
+        assert_eq!(escape("\u{85}".as_bytes()), "\\302\\205");
+    }
+
+    #[test]
+    fn json_names_keep_their_bytes() {
+        let mut object = Map::new();
+        json_name(&mut object, "name", b"a\xff");
+        assert_eq!(object["name"], "a\u{fffd}");
+        assert_eq!(object["name_hex"], "61ff");
+        let mut object = Map::new();
+        json_name(&mut object, "name", b"a\n");
+        assert_eq!(object["name"], "a\n");
+        assert!(!object.contains_key("name_hex"));
+    }
+
+    #[test]
+    fn sizes_have_three_digits() {
+        for (count, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1024, "1.00 KiB"),
+            (4 << 20, "4.00 MiB"),
+            (100 << 30, "100 GiB"),
+            (1000 << 20, "0.98 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
+    }
+
+    #[test]
+    fn times_are_utc() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00");
+        assert_eq!(utc(951_782_400_000_000_000), "2000-02-29 00:00:00");
+        assert_eq!(utc(-1), "1969-12-31 23:59:59");
+        assert_eq!(utc(1_798_761_599_000_000_000), "2026-12-31 23:59:59");
+    }
+
+    #[test]
+    fn tables_align() {
+        let mut table = Table::new(&[("NAME", Align::Left), ("USED", Align::Right)]);
+        table.row(vec!["storage-1".into(), "1 B".into()]);
+        assert_eq!(table.lines(), ["NAME       USED", "storage-1   1 B"]);
+    }
+}

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# The benchmark: dfs with three copies, beside the local file system and, if asked for, a peer, all in one run, because only
+# ratios of one run mean anything.
+#
+#   scripts/bench.sh [--peer moosefs] [--smoke]
+#
+#   --peer moosefs   also MooseFS with three copies, made durable at close as dfs is (needs root and Debian's packages)
+#   --smoke          small and quick, to see that it works; docs/benchmarks.md stays as it is
+. "$(dirname "$0")/lib.sh"
+
+peer=
+smoke=
+while [ $# -gt 0 ]; do
+    case $1 in
+    --peer) peer=${2:?--peer needs a name} && shift ;;
+    --smoke) smoke=--smoke ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0" && exit ;;
+    *) die "unknown option $1; see $0 --help" ;;
+    esac
+    shift
+done
+[ -z "$peer" ] || [ "$peer" = moosefs ] || die "known peers: moosefs"
+[ "$(id -u)" = 0 ] || die "cold figures need root, who may drop the page cache"
+need_toolchain
+can_mount || die "the benchmark needs FUSE"
+build
+
+base=$(mktemp -d /var/tmp/dfs-bench.XXXXXX)
+loop=
+cleanup() {
+    "$BIN/dfsctl" dev down --dir "$base/fs/dfs" >/dev/null 2>&1 || true
+    [ -z "$peer" ] || scripts/peers/moosefs.sh stop "$base/fs/peer" || true
+    [ -z "$loop" ] || umount "$base/fs" 2>/dev/null || umount -l "$base/fs" || true
+    rm -rf "$base"
+}
+trap cleanup EXIT
+
+# Each system gets a fresh file system: ext4 makes files much more slowly for minutes after many were deleted.
+fresh() {
+    if [ -n "$loop" ]; then umount "$base/fs" && rm "$base/disk"; fi
+    loop=
+    mkdir -p "$base/fs"
+    [ -z "$smoke" ] && have mkfs.ext4 || return 0
+    truncate -s 20G "$base/disk"
+    mkfs.ext4 -q -F -E lazy_itable_init=0,nodiscard "$base/disk"
+    mount -o loop "$base/disk" "$base/fs"
+    loop=1
+}
+
+measure() {
+    local name=$1
+    shift
+    say "$name"
+    "$BIN/dfs-bench" run --name "$name" $smoke "$@" | tee "$base/$name.json"
+}
+
+fresh
+ctl="$BIN/dfsctl"
+"$ctl" dev up -m 1 -s 3 --dir "$base/fs/dfs" --mount "$base/fs/mnt" >/dev/null
+measure dfs --dir "$base/fs/mnt" --procs dfs-meta,dfs-storage,mount.dfs \
+    --remount "'$ctl' dev stop mount --dir '$base/fs/dfs' && '$ctl' dev start mount --dir '$base/fs/dfs'"
+"$ctl" dev down --dir "$base/fs/dfs" >/dev/null
+
+if [ -n "$peer" ]; then
+    fresh
+    scripts/peers/moosefs.sh start "$base/fs/peer"
+    measure moosefs --dir "$base/fs/peer/mnt" --procs mfsmaster,mfschunkserver,mfsmount \
+        --remount "'$ROOT/scripts/peers/moosefs.sh' remount '$base/fs/peer'"
+    scripts/peers/moosefs.sh stop "$base/fs/peer"
+fi
+
+fresh
+mkdir "$base/fs/local"
+measure ext4 --dir "$base/fs/local"
+
+tables=("$base/dfs.json")
+[ -z "$peer" ] || tables+=("$base/moosefs.json")
+tables+=("$base/ext4.json")
+say "dfs beside the others (ratio: dfs divided by the other)"
+"$BIN/dfs-bench" table "${tables[@]}" | tee "$base/table.md"
+
+if [ -z "$smoke" ]; then
+    {
+        # shellcheck disable=SC2016 # backquotes of Markdown
+        printf '%s, kernel %s, %s cores; one run of `scripts/bench.sh%s`, medians of three, MB = 10^6 bytes.\n\n' \
+            "$(date -u +%Y-%m-%d)" "$(uname -r)" "$(nproc)" "${peer:+ --peer $peer}"
+        cat "$base/table.md"
+    } >"$base/section.md"
+    awk -v section="$base/section.md" '
+        /<!-- bench:begin -->/ { print; print ""; while ((getline line < section) > 0) print line; print ""; skip = 1; next }
+        /<!-- bench:end -->/ { skip = 0 }
+        !skip { print }' docs/benchmarks.md >"$base/benchmarks.md"
+    cp "$base/benchmarks.md" docs/benchmarks.md
+    note "written to docs/benchmarks.md"
+fi

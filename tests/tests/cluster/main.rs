@@ -1,0 +1,22 @@
+//! Tests of a real cluster through a real mount, one module per theme. Each test starts a cluster of its own.
+//!
+//! `docs/semantics.md` names these tests sentence by sentence; tests/documents.rs holds it to that.
+
+mod attributes;
+mod basic_io;
+mod big_directory;
+mod cp_tree;
+mod dev;
+mod dfsctl;
+mod failures;
+mod full;
+mod handles;
+mod links;
+mod memory;
+mod names;
+mod read_only;
+mod refuse;
+mod rename;
+mod restart;
+mod two_mounts;
+mod xattrs;

@@ -14,7 +14,7 @@ use dfs_common::{
 
 /// Mount a dfs cluster.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "mount.dfs", version, args_override_self = true, after_help = AFTER_HELP)]
+#[command(name = "mount.dfs", version, args_override_self = true, override_usage = USAGE, after_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// The metadata nodes as host:port,... (may be left out if --meta or DFS_META_ADDRS names them), then the directory to
     /// mount on
@@ -68,6 +68,8 @@ pub(crate) struct Args {
     #[arg(skip)]
     pub(crate) mount_flags: MountFlags,
 }
+
+const USAGE: &str = "mount.dfs META[,META...] MOUNTPOINT [-o OPTION[=VALUE],...] [OPTIONS]";
 
 const AFTER_HELP: &str = "Mount options (-o):
   ro, rw, allow_other, default_permissions, cache=SECONDS|none,

@@ -12,7 +12,12 @@ mod fs;
 mod fuse;
 mod mount;
 
-use std::{fs::OpenOptions, io, path::Path, process::ExitCode};
+use std::{
+    fs::OpenOptions,
+    io::{self, IsTerminal as _},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::error::ErrorKind;
@@ -115,7 +120,7 @@ fn start_log(args: &Args, to_terminal: bool) -> anyhow::Result<()> {
             }
         }
         None if to_terminal => {
-            let builder = builder.with_writer(io::stderr);
+            let builder = builder.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
             match args.log_format {
                 LogFormat::Text => builder.init(),
                 LogFormat::Json => builder.json().init(),

@@ -13,14 +13,14 @@
 mod bootstrap;
 mod core;
 mod data_dir;
-pub mod handle;
+mod handle;
 mod lease;
 mod network;
 mod node;
 mod peers;
 mod proposer;
-pub mod service;
-pub mod settings;
+mod service;
+mod settings;
 pub(crate) mod state_machine;
 mod transfer;
 pub(crate) mod types;

@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::Context as _;
 use dfs_storage::{
     config::{Config, LogFormat},
-    server::Server,
+    server::{Server, ServerError},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -67,16 +67,21 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let mut server = tokio::select! {
-        server = Server::start(config) => server?,
+        server = Server::start(config) => server.map_err(plain)?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let result = tokio::select! {
-        error = server.failed() => Err(error.into()),
+        error = server.failed() => Err(plain(error)),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
     tracing::info!("storage node ends");
     server.stop().await;
     result
+}
+
+/// Errors of the server name their causes themselves; a chain would name them twice.
+fn plain(error: ServerError) -> anyhow::Error {
+    anyhow::Error::msg(error.to_string())
 }

@@ -1,6 +1,7 @@
 //! Making and comparing files.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{Read, Write},
     path::Path,
@@ -151,6 +152,21 @@ pub fn same_tree(one: &Path, other: &Path) -> Result<()> {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+    Ok(())
+}
+
+/// Demands that what `find -printf FORMAT` says of two trees is equal, apart from lines with `except` in them.
+///
+/// # Errors
+/// They differ; the lines are in the message.
+pub fn same_attributes(one: &Path, other: &Path, format: &str, except: &str) -> Result<()> {
+    let list = |root: &Path| -> Result<BTreeSet<String>> {
+        let text = sh("cd \"$1\" && find . -printf \"$2\"", &[root, Path::new(format)])?;
+        Ok(text.lines().filter(|line| except.is_empty() || !line.contains(except)).map(str::to_owned).collect())
+    };
+    let (one, other) = (list(one)?, list(other)?);
+    let only = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).take(5).cloned().collect::<Vec<_>>();
+    ensure!(one == other, "attributes differ: {:#?} against {:#?}", only(&one, &other), only(&other, &one));
     Ok(())
 }
 

@@ -69,6 +69,7 @@ pub(crate) struct Opened {
 /// What open(2) was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct OpenMode {
+    pub(crate) read: bool,
     pub(crate) write: bool,
     pub(crate) append: bool,
     pub(crate) truncate: bool,
@@ -79,6 +80,7 @@ impl OpenMode {
     /// From the flags of open(2).
     pub(crate) fn from_flags(flags: i32) -> Self {
         Self {
+            read: flags & libc::O_ACCMODE != libc::O_WRONLY,
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
             append: flags & libc::O_APPEND != 0,
             truncate: flags & libc::O_TRUNC != 0,
@@ -127,9 +129,15 @@ impl<B: Backend> Fs<B> {
         self.check_writable()?;
         let inode = self.inodes.acquire(ino, Role::Write);
         lock(&self.pages).soil(ino);
-        if mode.truncate
-            && let Err(error) = inode.truncate_at_open(&self.backend).await
-        {
+        let prepared = match mode {
+            OpenMode { truncate: true, .. } => inode.truncate_at_open(&self.backend).await,
+            // Opened now, so that it can be read also when the name goes.
+            OpenMode { read: true, .. } if inode.slot().await.is_none() => {
+                inode.published(&self.backend).await.map(drop)
+            }
+            OpenMode { .. } => Ok(()),
+        };
+        if let Err(error) = prepared {
             self.release_write(&inode).await;
             return Err(error);
         }

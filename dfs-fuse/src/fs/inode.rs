@@ -190,6 +190,9 @@ impl<B: Backend> OpenInode<B> {
         let mut published = self.published.lock().await;
         if published.is_none() {
             *published = open_published(backend, self.ino).await?.map(Arc::new);
+            if let Some(reader) = &*published {
+                self.refresh(reader.attr(), false);
+            }
         }
         Ok(published.clone())
     }

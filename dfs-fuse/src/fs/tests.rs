@@ -312,6 +312,17 @@ async fn a_removed_file_stays_usable_for_those_who_have_it_open() {
 }
 
 #[tokio::test]
+async fn a_removed_file_opened_for_both_can_be_read_before_it_was_written() {
+    let mount = Mount::new();
+    let ino = mount.file("f", "text").await;
+    let both = mount.open(ino, libc::O_RDWR).await.handle;
+    mount.fs.unlink(InodeId::ROOT, b"f").await.expect("unlink");
+    assert_eq!(mount.read(both).await, "text");
+    assert_eq!(mount.fs.getattr(ino, None).await.expect("fstat").attr.nlink, 0);
+    mount.close(both).await;
+}
+
+#[tokio::test]
 async fn a_file_removed_while_it_is_created_goes_on_for_its_writer() {
     let mount = Mount::new();
     for replace in [false, true] {

@@ -47,13 +47,20 @@ fn system_time(ns: i64) -> SystemTime {
 }
 
 /// A time to set.
+///
+/// The kernel says -1.5 s as -2 s and 0.5 s. fuser 0.18.0 (`system_time_from_time`, marked there as to be done) makes
+/// 2.5 s before the epoch of it, which is put right here.
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     let nanoseconds = |distance: Duration| i64::try_from(distance.as_nanos()).unwrap_or(i64::MAX);
     match time {
         TimeOrNow::Now => SetTime::Now,
         TimeOrNow::SpecificTime(time) => SetTime::At(match time.duration_since(UNIX_EPOCH) {
             Ok(after) => nanoseconds(after),
-            Err(before) => -nanoseconds(before.duration()),
+            Err(before) => {
+                let distance = before.duration();
+                let part = i64::from(distance.subsec_nanos());
+                part - nanoseconds(Duration::from_secs(distance.as_secs()))
+            }
         }),
     }
 }
@@ -105,10 +112,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_before_the_epoch_round_trip() {
-        for ns in [0, 1, -1, 1_700_000_000_123_456_789, -1_500_000_000, i64::MAX, i64::MIN + 1] {
+    fn times_after_the_epoch_round_trip() {
+        for ns in [0, 1, 1_700_000_000_123_456_789, i64::MAX] {
             assert_eq!(set_time(TimeOrNow::SpecificTime(system_time(ns))), SetTime::At(ns));
         }
+    }
+
+    #[test]
+    fn times_before_the_epoch_are_put_right() {
+        // As fuser hands over -2 s + 0.5 s.
+        let wrong = UNIX_EPOCH - Duration::new(2, 500_000_000);
+        assert_eq!(set_time(TimeOrNow::SpecificTime(wrong)), SetTime::At(-1_500_000_000));
+        let whole = UNIX_EPOCH - Duration::new(7, 0);
+        assert_eq!(set_time(TimeOrNow::SpecificTime(whole)), SetTime::At(-7_000_000_000));
+        let far = UNIX_EPOCH - Duration::new(u64::MAX >> 1, 0);
+        assert_eq!(set_time(TimeOrNow::SpecificTime(far)), SetTime::At(-i64::MAX));
     }
 
     #[test]

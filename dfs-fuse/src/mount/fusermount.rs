@@ -59,6 +59,12 @@ fn refused(program: &str, words: &str) -> anyhow::Error {
     if words.contains("user_allow_other") {
         return anyhow!("{words}: add the line user_allow_other to /etc/fuse.conf, or leave out allow_other");
     }
+    if words.contains("Operation not permitted") {
+        return anyhow!("{words}: {program} must be set-user-id root (chmod u+s), or mount as root");
+    }
+    if words.contains("/dev/fuse") {
+        return anyhow!("{words}: let users open it (chmod 666 /dev/fuse), or mount as root");
+    }
     anyhow!("{}", if words.is_empty() { format!("{program} failed without a reason") } else { words.to_owned() })
 }
 

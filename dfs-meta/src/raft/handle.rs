@@ -181,7 +181,7 @@ impl Handle {
             let matched_index = if *id == me { last } else { index(progress) };
             let silent = core.peers.silent(*id);
             MemberStatus {
-                member: core.peers.member(*id, node),
+                member: core.peers.member(*id, Some(node)),
                 leader: metrics.current_leader == Some(*id),
                 voter: voters.contains(id),
                 matched_index,

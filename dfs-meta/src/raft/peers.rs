@@ -47,31 +47,29 @@ pub(crate) enum Call {
 #[derive(Debug)]
 pub(crate) struct Peers {
     cluster: Cluster,
-    /// Addresses from this node's own configuration, which win over the membership's.
-    configured: HashMap<RaftId, String>,
+    /// Members as this node's own configuration has them; their addresses win over the membership's.
+    configured: HashMap<RaftId, Member>,
     known: Mutex<HashMap<RaftId, Arc<Peer>>>,
 }
 
 impl Peers {
     /// Peers with these configured addresses.
     pub(crate) fn new(cluster: Cluster, configured: &[Member]) -> Self {
-        let configured = configured.iter().map(|peer| (peer.raft_id, peer.address.clone())).collect();
+        let configured = configured.iter().map(|peer| (peer.raft_id, peer.clone())).collect();
         Self { cluster, configured, known: Mutex::default() }
     }
 
-    /// Where a member is reached.
-    pub(crate) fn address(&self, id: RaftId, node: &MetaNode) -> String {
-        self.configured.get(&id).unwrap_or(&node.address).clone()
-    }
-
-    /// A member as others may be told of it.
-    pub(crate) fn member(&self, id: RaftId, node: &MetaNode) -> Member {
-        Member { raft_id: id, name: node.name.clone(), address: self.address(id, node) }
+    /// A member as others may be told of it; `node` is unknown to a node that has no membership yet.
+    pub(crate) fn member(&self, id: RaftId, node: Option<&MetaNode>) -> Member {
+        let configured = self.configured.get(&id);
+        let name = node.map(|node| &node.name).or(configured.map(|peer| &peer.name));
+        let address = configured.map(|peer| &peer.address).or(node.map(|node| &node.address));
+        Member { raft_id: id, name: name.cloned().unwrap_or_default(), address: address.cloned().unwrap_or_default() }
     }
 
     /// The peer with this id; a changed address makes a new channel.
     pub(crate) fn get(&self, id: RaftId, node: &MetaNode) -> Arc<Peer> {
-        let member = self.member(id, node);
+        let member = self.member(id, Some(node));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match known.get(&id) {
             Some(peer) if peer.member == member => peer.clone(),

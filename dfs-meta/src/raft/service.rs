@@ -2,7 +2,7 @@
 //!
 //! A message for another node, of another cluster, or in an unknown version of the wire is refused, so that a mistaken
 //! address or a reused one never reaches the consensus group. While a node is joining it accepts entries and snapshots but
-//! refuses to vote: see [`super::bootstrap`].
+//! refuses to vote: see the module `bootstrap`.
 
 use std::{sync::Arc, time::Instant};
 

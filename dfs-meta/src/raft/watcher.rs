@@ -127,7 +127,7 @@ fn publish(core: &Core, raft: &Raft, seen: Seen, last: Seen) {
 fn member(core: &Core, raft: &Raft, id: RaftId) -> Member {
     let metrics = raft.metrics();
     let node = metrics.borrow().membership_config.membership().get_node(&id).cloned();
-    core.peers.member(id, &node.unwrap_or_default())
+    core.peers.member(id, node.as_ref())
 }
 
 /// Stamps the data directory once the cluster has agreed on its id.

@@ -19,12 +19,15 @@ pub(super) struct Shards {
     root: PathBuf,
     /// Per two-byte prefix: the directory's entry in its parent, and the parent's in the root, are on disk.
     durable: Vec<AtomicBool>,
+    /// Per first byte: the directory's entry in the root is on disk.
+    durable_tops: Vec<AtomicBool>,
 }
 
 impl Shards {
     /// The tree under `root`, which exists.
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, durable: (0..1 << 16).map(|_| AtomicBool::new(false)).collect() }
+        let flags = |count| (0..count).map(|_| AtomicBool::new(false)).collect();
+        Self { root, durable: flags(1 << 16), durable_tops: flags(1 << 8) }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -45,6 +48,7 @@ impl Shards {
     /// Notes that a directory was found at start, after everything was synced.
     pub(super) fn mark_durable(&self, top: u8, leaf: u8) {
         self.durable[index(top, leaf)].store(true, Ordering::Release);
+        self.durable_tops[usize::from(top)].store(true, Ordering::Release);
     }
 
     /// Moves a synced file to its place and makes the move durable. The order matters: directories first, then the rename,
@@ -61,6 +65,7 @@ impl Shards {
             }
             // Somebody removed the directory behind our back.
             known.store(false, Ordering::Release);
+            self.durable_tops[usize::from(id.0[0])].store(false, Ordering::Release);
             fs::create_dir_all(&leaf)?;
             fs::rename(tmp, &file)?;
         }
@@ -79,7 +84,11 @@ impl Shards {
         durable::sync_dir(&leaf)?;
         if !known.load(Ordering::Acquire) {
             durable::sync_parent(&leaf)?;
-            durable::sync_dir(&self.root)?;
+            let known_top = &self.durable_tops[usize::from(id.0[0])];
+            if !known_top.load(Ordering::Acquire) {
+                durable::sync_dir(&self.root)?;
+                known_top.store(true, Ordering::Release);
+            }
             known.store(true, Ordering::Release);
         }
         Ok(())

@@ -19,7 +19,6 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     context::{Context, On, cluster_path, parent_and_name},
-    exit::Exit,
     failure::Failure,
     output::Output,
     text::{bytes, escape, json_name, utc},
@@ -86,7 +85,7 @@ pub(super) fn upload(context: &Context, args: &Upload) -> Result<(), Failure> {
     });
     bar.clear();
     let attr = attr.map_err(|failure| match &failure.hint {
-        None if !args.resume && matches!(failure.exit, Exit::Failed) => {
+        None if !args.resume && failure.code == "failed" => {
             failure.hint("`--resume` goes on where this upload stopped")
         }
         _ => failure,

@@ -30,8 +30,9 @@ fn a_real_tree_goes_in_and_comes_out() -> Result<()> {
     files::same_tree(&tree, &mount.join("tree"))?;
     mount.remount()?;
     files::same_tree(&tree, &mount.join("tree"))?;
-    let list = "cd \"$1\" && find . -printf '%p %y %m %U %G %T@ %n %l\\n' | grep -v ' d ' | sort";
-    ensure!(files::sh(list, &[&tree])? == files::sh(list, &[&mount.join("tree")])?, "attributes differ");
+    // The link count of a directory is a matter of the file system: ext4 gives up counting, overlays say 1.
+    files::same_attributes(&tree, &mount.join("tree"), "%p %y %m %U %G %T@ %n %l\\n", " d ")?;
+    files::same_attributes(&tree, &mount.join("tree"), "%p %y %m %U %G %T@\\n", "")?;
     fs::remove_dir_all(mount.join("tree"))?;
     ensure!(files::names(mount.path())?.is_empty());
     cluster.finish([mount])

@@ -11,7 +11,7 @@ use super::{
     home::{Home, Programs},
     mounts,
     plan::{Name, Plan},
-    ports,
+    ports::{self, Reserved},
     probe::{Probe, is_alive},
     process::{self, Identity, Signal, Started},
 };
@@ -181,10 +181,17 @@ fn failed(message: String, name: Name, started: &Started) -> Failure {
 }
 
 /// Gives dead storage nodes whose port somebody else took meanwhile a new one; metadata nodes cannot move.
-pub(super) fn check_ports(plan: &mut Plan, home: &Home, names: &[Name], out: Output) -> Result<(), Failure> {
+///
+/// Gives the ports of all that will be started, kept from other dfsctl processes.
+pub(super) fn check_ports(plan: &mut Plan, home: &Home, names: &[Name], out: Output) -> Result<Vec<Reserved>, Failure> {
+    let mut reserved = vec![];
     for name in names {
         let Some(port) = plan.port(*name) else { continue };
-        if ports::is_free(port) || plan.identity(*name, home).find(&home.pid_file(*name)).is_some() {
+        if plan.identity(*name, home).find(&home.pid_file(*name)).is_some() {
+            continue;
+        }
+        if let Some(own) = Reserved::take(port) {
+            reserved.push(own);
             continue;
         }
         let Name::Storage(n) = *name else {
@@ -195,12 +202,15 @@ pub(super) fn check_ports(plan: &mut Plan, home: &Home, names: &[Name], out: Out
         };
         let taken: Vec<u16> = plan.meta_ports.iter().chain(&plan.storage_ports).copied().collect();
         let fresh = ports::choose(1, &taken).map_err(|error| Failure::io("cannot choose a port", &error))?;
-        out.warn(format!("port {port} of {name} is used by another process: {name} moves to port {}", fresh[0]));
-        if let Some(slot) = plan.storage_ports.get_mut((n - 1) as usize) {
-            *slot = fresh[0];
+        for fresh in fresh {
+            out.warn(format!("port {port} of {name} is used by another process: it moves to port {}", fresh.port()));
+            if let Some(slot) = plan.storage_ports.get_mut((n - 1) as usize) {
+                *slot = fresh.port();
+            }
+            reserved.push(fresh);
         }
     }
-    Ok(())
+    Ok(reserved)
 }
 
 /// Makes the mount point, and takes away what a mount that died left there.

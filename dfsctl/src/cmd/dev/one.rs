@@ -71,11 +71,12 @@ pub(super) fn start(context: &Context, one: &One) -> Result<(), Failure> {
     if let Some(running) = target.running().filter(|running| !running.paused) {
         return target.say(context, format!("{name} is running already (pid {})", running.pid));
     }
-    check_ports(&mut target.plan, &target.home, &[name], context.out)?;
+    let reserved = check_ports(&mut target.plan, &target.home, &[name], context.out)?;
     target.plan.save(&target.home.plan_file())?;
     let programs = Programs::find(name == Name::Mount)?;
     let mut launch = Launch::new(context, &target.home, programs, START);
     let started = start_and_wait(context, &mut launch, &target.plan, &target.home, name);
+    drop(reserved);
     if let Err(failure) = started {
         if launch.began(name) {
             launch.roll_back();

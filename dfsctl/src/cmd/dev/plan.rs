@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Up,
     home::{Home, Program},
-    ports,
+    ports::{self, Reserved},
     process::Identity,
 };
 use crate::{failure::Failure, output::Output, text::counted};
@@ -144,7 +144,7 @@ impl Plan {
     }
 
     /// A new cluster with fresh ports.
-    pub(super) fn make(args: &Up, out: Output) -> Result<Self, Failure> {
+    pub(super) fn make(args: &Up, out: Output) -> Result<(Self, Vec<Reserved>), Failure> {
         let metas = args.meta_nodes.unwrap_or(1) as usize;
         let storages = args.storage_nodes.unwrap_or(3);
         let wanted = args.replication.unwrap_or(3);
@@ -155,8 +155,9 @@ impl Plan {
         if metas.is_multiple_of(2) {
             out.note(format!("{metas} metadata nodes survive no more failures than {}", metas - 1));
         }
-        let all = ports::choose(metas + storages as usize, &[]);
-        let all = all.map_err(|error| Failure::io("cannot choose ports", &error))?;
+        let reserved = ports::choose(metas + storages as usize, &[]);
+        let reserved = reserved.map_err(|error| Failure::io("cannot choose ports", &error))?;
+        let all: Vec<u16> = reserved.iter().map(Reserved::port).collect();
         let mut plan = Self {
             version: VERSION,
             served: false,
@@ -167,7 +168,7 @@ impl Plan {
             options: Options::default(),
         };
         plan.options.update(args);
-        Ok(plan)
+        Ok((plan, reserved))
     }
 
     /// Takes over the options of a later `up`. Gives whether running processes would have to be started again for them.

@@ -8,6 +8,10 @@ use std::{
     fs, io,
     net::{Ipv4Addr, TcpListener},
     ops::Range,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
 };
 
 use rand::Rng;
@@ -17,37 +21,50 @@ const LOW: u16 = 10_240;
 /// Draws before giving up; with 22,000 candidates even a crowded machine needs a few.
 const DRAWS: usize = 10_000;
 
-/// Whether a process could listen on `port` now.
-#[must_use]
-pub(super) fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+/// A free port that no other dfsctl takes while the value lives.
+///
+/// Between the choice of a port and the moment its process listens another dfsctl could choose the same one. An abstract
+/// socket of a name made from the port keeps it: it lives in the network namespace as the port does, leaves no file, and
+/// ends with the process.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    port: u16,
+    _mark: UnixListener,
+}
+
+impl Reserved {
+    /// Takes `port`; `None` if a process listens on it or another dfsctl is about to use it.
+    pub(super) fn take(port: u16) -> Option<Self> {
+        let name = SocketAddr::from_abstract_name(format!("dfsctl-dev-port-{port}")).ok()?;
+        let mark = UnixListener::bind_addr(&name).ok()?;
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
+        Some(Self { port, _mark: mark })
+    }
+
+    /// The port.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
 }
 
 /// `count` distinct free ports, none of them in `taken`.
 ///
 /// # Errors
 /// No free port was found.
-pub(super) fn choose(count: usize, taken: &[u16]) -> io::Result<Vec<u16>> {
+pub(super) fn choose(count: usize, taken: &[u16]) -> io::Result<Vec<Reserved>> {
     let range = candidates();
     let mut rng = rand::rng();
-    // Listeners are kept until all are chosen, so that a parallel run of this function cannot choose the same ones.
-    let mut held: Vec<(u16, TcpListener)> = Vec::with_capacity(count);
+    let mut chosen = Vec::with_capacity(count);
     for _ in 0..DRAWS {
-        if held.len() == count {
-            break;
+        if chosen.len() == count {
+            return Ok(chosen);
         }
         let port = rng.random_range(range.clone());
-        if taken.contains(&port) || held.iter().any(|(other, _)| *other == port) {
-            continue;
-        }
-        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            held.push((port, listener));
+        if !taken.contains(&port) {
+            chosen.extend(Reserved::take(port));
         }
     }
-    if held.len() < count {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("no free loopback port in {range:?}")));
-    }
-    Ok(held.into_iter().map(|(port, _)| port).collect())
+    Err(io::Error::new(io::ErrorKind::AddrInUse, format!("no free loopback port in {range:?}")))
 }
 
 fn candidates() -> Range<u16> {
@@ -69,10 +86,19 @@ mod tests {
 
     #[test]
     fn ports_are_distinct_free_and_not_the_ones_taken() {
-        let first = choose(20, &[]).expect("free ports");
+        let first: Vec<u16> = choose(20, &[]).expect("free ports").iter().map(Reserved::port).collect();
         let second = choose(20, &first).expect("free ports");
-        let all: BTreeSet<_> = first.iter().chain(&second).collect();
+        let all: BTreeSet<_> = first.iter().copied().chain(second.iter().map(Reserved::port)).collect();
         assert_eq!(all.len(), 40);
+    }
+
+    #[test]
+    fn a_port_is_reserved_while_the_value_lives() {
+        let port = choose(1, &[]).expect("free port").remove(0);
+        let number = port.port();
+        assert!(Reserved::take(number).is_none());
+        drop(port);
+        assert!(Reserved::take(number).is_some());
     }
 
     #[test]
@@ -85,6 +111,6 @@ mod tests {
     #[test]
     fn a_bound_port_is_not_free() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
-        assert!(!is_free(listener.local_addr().expect("bound").port()));
+        assert!(Reserved::take(listener.local_addr().expect("bound").port()).is_none());
     }
 }

@@ -7,6 +7,7 @@ use super::{
     home::{Home, Programs},
     launch::{Launch, check_ports},
     plan::{Name, Plan},
+    ports::Reserved,
     probe::Probe,
     process::shell_quote,
     status::Report,
@@ -19,17 +20,17 @@ pub(super) fn run(context: &Context, args: &Up) -> Result<(), Failure> {
     let begin = Instant::now();
     let home = Home::create(&args.place.dir)?;
     let _lock = home.lock(context.out)?;
-    let mut plan = plan(context, &home, args)?;
+    let (mut plan, reserved) = plan(context, &home, args)?;
     if let Some(mount) = &plan.mount {
         check_mount_point(Path::new(mount), &home)?;
     }
     let programs = Programs::find(plan.mount.is_some())?;
-    let names = plan.names();
-    check_ports(&mut plan, &home, &names, context.out)?;
     plan.save(&home.plan_file())?;
     home.write_env(&plan)?;
     let mut launch = Launch::new(context, &home, programs, args.ready_timeout.0);
-    let status = match bring_up(context, &home, &mut plan, &mut launch) {
+    let brought_up = bring_up(context, &home, &mut plan, &mut launch);
+    drop(reserved);
+    let status = match brought_up {
         Ok(status) => status,
         Err(failure) => {
             launch.roll_back();
@@ -47,8 +48,8 @@ pub(super) fn run(context: &Context, args: &Up) -> Result<(), Failure> {
     context.out.lines(&words(&home, &plan, &status, begin))
 }
 
-/// The plan on disk, or a new one.
-fn plan(context: &Context, home: &Home, args: &Up) -> Result<Plan, Failure> {
+/// The plan on disk, or a new one, with the ports that are about to be used.
+fn plan(context: &Context, home: &Home, args: &Up) -> Result<(Plan, Vec<Reserved>), Failure> {
     let Some(mut plan) = Plan::load(&home.plan_file())? else {
         if home.has_data() {
             return Err(Failure::local(format!("{} holds data, but cluster.json is missing", home.dir().display()))
@@ -75,7 +76,9 @@ fn plan(context: &Context, home: &Home, args: &Up) -> Result<Plan, Failure> {
             .out
             .note("the new options hold for processes that are started from now on; `dev down` and `dev up` for all");
     }
-    Ok(plan)
+    let names = plan.names();
+    let reserved = check_ports(&mut plan, home, &names, context.out)?;
+    Ok((plan, reserved))
 }
 
 /// A mount that hides the cluster's own files would make it unusable.
@@ -113,11 +116,11 @@ fn words(home: &Home, plan: &Plan, status: &Status, begin: Instant) -> Vec<Strin
     let show = |path: &Path| shell_quote(path.as_os_str()).to_string_lossy().into_owned();
     let leader = status.meta.leader.as_deref().unwrap_or("unknown");
     let mut lines = vec![format!(
-        "cluster in {} serves: {} (leader {leader}), {}, {} copies [{:.1} s]",
+        "cluster in {} serves: {} (leader {leader}), {}, {} [{:.1} s]",
         show(home.dir()),
         counted(plan.meta_ports.len() as u64, "metadata node"),
         counted(plan.storage_ports.len() as u64, "storage node"),
-        plan.replication,
+        if plan.replication == 1 { "1 copy".to_owned() } else { format!("{} copies", plan.replication) },
         begin.elapsed().as_secs_f64()
     )];
     if let Some(mount) = &plan.mount {

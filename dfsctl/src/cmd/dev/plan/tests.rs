@@ -47,9 +47,9 @@ fn names_round_trip_and_nothing_else_parses() {
 
 #[test]
 fn replication_is_lowered_to_the_storage_nodes() {
-    let made = Plan::make(&up("-s 2"), QUIET).expect("made");
+    let (made, _reserved) = Plan::make(&up("-s 2"), QUIET).expect("made");
     assert_eq!((made.replication, made.meta_ports.len(), made.storage_ports.len()), (2, 1, 2));
-    assert_eq!(Plan::make(&up("-m 3 -s 4"), QUIET).expect("made").replication, 3);
+    assert_eq!(Plan::make(&up("-m 3 -s 4"), QUIET).expect("made").0.replication, 3);
 }
 
 #[test]

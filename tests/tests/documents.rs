@@ -1,0 +1,170 @@
+//! The documents must say what the code does: option tables, test names.
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Arg, ArgAction, Command, CommandFactory as _};
+use dfs_tests::bins;
+
+// mount.dfs is a program without a library; its options are all in one file.
+#[path = "../../dfs-fuse/src/config.rs"]
+#[expect(dead_code, reason = "only the description of the options is wanted here")]
+mod mount_config;
+
+fn document(name: &str) -> PathBuf {
+    bins::repository().join("docs").join(name)
+}
+
+/// Every test of the cluster suite as `module::function`.
+fn cluster_tests() -> Result<BTreeSet<String>> {
+    let mut tests = BTreeSet::new();
+    for entry in fs::read_dir(bins::repository().join("tests/tests/cluster"))? {
+        let path = entry?.path();
+        let module = path.file_stem().context("a file")?.to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path)?;
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if line.trim() == "#[test]" {
+                let signature = lines.next().context("a test has a function")?;
+                let name = signature.trim().trim_start_matches("fn ").split('(').next().context("a name")?;
+                tests.insert(format!("{module}::{name}"));
+            }
+        }
+    }
+    Ok(tests)
+}
+
+#[test]
+fn every_sentence_of_the_semantics_names_a_test() -> Result<()> {
+    let tests = cluster_tests()?;
+    ensure!(tests.len() > 40, "only {} tests found", tests.len());
+    let text = fs::read_to_string(document("semantics.md"))?;
+    let (promises, _) = text.split_once("## What is not there").context("the last section")?;
+    let mut sentences = 0;
+    for line in promises.lines().filter(|line| line.starts_with("- ")) {
+        let named: Vec<_> = line.split('`').filter(|word| word.contains("::")).collect();
+        ensure!(!named.is_empty(), "no test is named: {line}");
+        for name in named {
+            ensure!(tests.contains(name), "there is no test {name}: {line}");
+        }
+        sentences += 1;
+    }
+    ensure!(sentences > 40, "only {sentences} sentences");
+    Ok(())
+}
+
+/// The rows of the table of one command and its verbs, as they stand in docs/configuration.md.
+fn rows(command: &Command, path: &str, table: &mut Vec<String>, inherited: &[String]) {
+    let own: Vec<&Arg> = command
+        .get_arguments()
+        .filter(|arg| !arg.is_hide_set() && !["help", "version"].contains(&arg.get_id().as_str()))
+        .filter(|arg| !inherited.contains(&arg.get_id().to_string()))
+        .collect();
+    for arg in &own {
+        table.push(row(path, arg));
+    }
+    let known: Vec<String> = inherited.iter().cloned().chain(own.iter().map(|arg| arg.get_id().to_string())).collect();
+    for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
+        let path = format!("{path}{} ", verb.get_name());
+        rows(verb, &path, table, &known);
+    }
+}
+
+fn row(path: &str, arg: &Arg) -> String {
+    let takes_value = !matches!(arg.get_action(), ArgAction::SetTrue | ArgAction::Count | ArgAction::SetFalse);
+    let value = arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string);
+    let value = value.unwrap_or_else(|| arg.get_id().to_string().to_uppercase());
+    let mut option = match (arg.get_long(), arg.get_short()) {
+        (Some(long), Some(short)) => format!("-{short}, --{long}"),
+        (Some(long), None) => format!("--{long}"),
+        (None, Some(short)) => format!("-{short}"),
+        (None, None) => String::new(),
+    };
+    if takes_value {
+        option = format!("{option} {value}").trim().to_owned();
+    }
+    let env = arg.get_env().map_or_else(|| "-".into(), |env| format!("`{}`", env.to_string_lossy()));
+    let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    let default = match defaults.join(",") {
+        _ if !takes_value => "off".to_owned(),
+        text if !text.is_empty() => format!("`{text}`"),
+        _ if arg.is_required_set() => "required".to_owned(),
+        _ => "-".to_owned(),
+    };
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default().replace('\n', " ").replace('|', "\\|");
+    format!("| `{path}{option}` | {env} | {default} | {help} |")
+}
+
+/// Compares the section of `program` with its command. With `DFS_UPDATE_DOCS=1` the section is written anew instead.
+fn check(program: &str, mut command: Command) -> Result<()> {
+    command.build();
+    let mut table = vec!["| option | environment | default | meaning |".into(), "|---|---|---|---|".into()];
+    rows(&command, "", &mut table, &[]);
+    let wanted = table.join("\n");
+    let path = document("configuration.md");
+    let text = fs::read_to_string(&path)?;
+    let (begin, end) = (format!("<!-- {program}:begin -->\n"), format!("\n<!-- {program}:end -->"));
+    let (head, rest) = text.split_once(&begin).with_context(|| format!("no section of {program}"))?;
+    let (found, tail) = rest.split_once(&end).with_context(|| format!("no end of the section of {program}"))?;
+    if std::env::var_os("DFS_UPDATE_DOCS").is_some() {
+        fs::write(&path, format!("{head}{begin}{wanted}{end}{tail}"))?;
+        return Ok(());
+    }
+    let (known, documented): (BTreeSet<_>, BTreeSet<_>) = (wanted.lines().collect(), found.lines().collect());
+    let missing: Vec<_> = known.difference(&documented).collect();
+    let stale: Vec<_> = documented.difference(&known).collect();
+    ensure!(
+        found == wanted,
+        "docs/configuration.md differs from {program}; run the test with DFS_UPDATE_DOCS=1 and look at the change\n\
+         not documented: {missing:#?}\nno longer true: {stale:#?}"
+    );
+    Ok(())
+}
+
+/// One test for all programs: they write to one file with `DFS_UPDATE_DOCS=1`.
+#[test]
+fn the_options_are_those_of_the_programs() -> Result<()> {
+    check("dfs-meta", dfs_meta::config::command())?;
+    check("dfs-storage", dfs_storage::config::command())?;
+    check("mount.dfs", mount_config::Args::command())?;
+    check("dfsctl", dfsctl::command())
+}
+
+#[test]
+fn every_relative_link_leads_somewhere() -> Result<()> {
+    let root = bins::repository();
+    let mut pages = vec![root.join("README.md"), root.join("CHANGELOG.md")];
+    let mut dirs = vec![root.join("docs")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    for page in pages {
+        let text = fs::read_to_string(&page)?;
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = target.split('#').next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            let path = page.parent().context("a page has a directory")?.join(target);
+            ensure!(path.exists(), "{}: the link to {target} leads nowhere", page.display());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_port_table_is_the_one_of_the_code() -> Result<()> {
+    let text = fs::read_to_string(document("configuration.md"))?;
+    for (program, port) in [("dfs-meta", dfs_common::ports::META), ("dfs-storage", dfs_common::ports::STORAGE)] {
+        let row = format!("| `{program}` | {port} |");
+        ensure!(text.contains(&row), "no row {row:?} in the port table");
+    }
+    Ok(())
+}

@@ -39,8 +39,9 @@ use pages::Pages;
 
 /// Checksums of whole files that are remembered.
 const SHA256S_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
-/// How long statfs may ask before it tells what it knew last: `df` must never hang.
-const STATFS_DEADLINE: Duration = Duration::from_secs(2);
+/// How long statfs, and stat of the root which `df` does first, may ask before they tell what was known last: `df` must
+/// never hang, since monitoring and even login scripts run it.
+const DF_DEADLINE: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(2) };
 
 /// How this mount behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +75,7 @@ pub(crate) struct Fs<B: Backend> {
     written: Mutex<Names>,
     sha256s: Mutex<LruCache<FileId, [u8; 32]>>,
     space: Mutex<StatFs>,
+    root: Mutex<Option<Attr>>,
 }
 
 impl<B: Backend> Fs<B> {
@@ -89,7 +91,8 @@ impl<B: Backend> Fs<B> {
             pending: Mutex::default(),
             written: Mutex::default(),
             sha256s: Mutex::new(LruCache::new(SHA256S_MAX)),
-            space: Mutex::new(StatFs::default()),
+            space: Mutex::default(),
+            root: Mutex::default(),
         }
     }
 
@@ -133,6 +136,9 @@ impl<B: Backend> Fs<B> {
 
     /// Attributes of an inode, as seen through `handle` if one is given.
     pub(crate) async fn getattr(&self, ino: InodeId, handle: Option<u64>) -> Result<Found, Error> {
+        if ino == InodeId::ROOT {
+            return self.getattr_root().await;
+        }
         let open = self.inodes.get(ino);
         let live_age_max = self.options.cache_ttl.min(Duration::from_secs(1));
         let attr = match open.as_ref().and_then(|inode| inode.live_attr(live_age_max)) {
@@ -152,6 +158,21 @@ impl<B: Backend> Fs<B> {
             },
         };
         Ok(self.of_version(self.found(attr), handle))
+    }
+
+    async fn getattr_root(&self) -> Result<Found, Error> {
+        let asked = self.backend.getattr(InodeId::ROOT);
+        let known = lock(&self.root).clone();
+        let outcome = match known {
+            None => asked.await,
+            Some(known) => match tokio::time::timeout(DF_DEADLINE, asked).await {
+                Ok(outcome) => outcome,
+                Err(_) => return Ok(Found { attr: known, ttl: Duration::ZERO }),
+            },
+        };
+        let attr = outcome?;
+        *lock(&self.root) = Some(attr.clone());
+        Ok(self.found(attr))
     }
 
     /// A cached reader of an older version asks for the size before it reads near the end: it gets that of its version.
@@ -280,7 +301,7 @@ impl<B: Backend> Fs<B> {
 
     /// Space and inodes; what was known last if the cluster does not answer soon.
     pub(crate) async fn statfs(&self) -> StatFs {
-        match tokio::time::timeout(STATFS_DEADLINE, self.backend.statfs()).await {
+        match tokio::time::timeout(DF_DEADLINE, self.backend.statfs()).await {
             Ok(Ok(space)) => {
                 *lock(&self.space) = space;
                 space

@@ -8,7 +8,6 @@ use dfs_tests::bins;
 
 // mount.dfs is a program without a library; its options are all in one file.
 #[path = "../../dfs-fuse/src/config.rs"]
-#[expect(dead_code, reason = "only the description of the options is wanted here")]
 mod mount_config;
 
 fn document(name: &str) -> PathBuf {

@@ -27,6 +27,7 @@ struct World {
     names: BTreeMap<(InodeId, Vec<u8>), InodeId>,
     log: Vec<&'static str>,
     fail_publish: Option<ErrorCode>,
+    is_away: bool,
 }
 
 struct Node {
@@ -65,6 +66,10 @@ impl World {
     }
 }
 
+fn root() -> Attr {
+    World::default().add(FileKind::Directory, 0o755, true)
+}
+
 fn not_found(what: &str) -> Error {
     Error::new(ErrorCode::NotFound, format!("no such {what}"))
 }
@@ -86,6 +91,11 @@ impl FakeCluster {
     /// The next publications fail.
     pub(super) fn fail_publish(&self, code: Option<ErrorCode>) {
         lock(&self.0).fail_publish = code;
+    }
+
+    /// The metadata nodes do not answer any more.
+    pub(super) fn go_away(&self) {
+        lock(&self.0).is_away = true;
     }
 
     /// Attributes as another mount sees them.
@@ -231,6 +241,12 @@ impl Backend for FakeCluster {
         Ok(world.nodes[ino].attr.clone())
     }
     async fn getattr(&self, ino: InodeId) -> Outcome<Attr> {
+        if lock(&self.0).is_away {
+            std::future::pending::<()>().await;
+        }
+        if ino == InodeId::ROOT {
+            return Ok(root());
+        }
         Ok(lock(&self.0).node(ino)?.attr.clone())
     }
     async fn setattr(&self, ino: InodeId, change: SetAttr) -> Outcome<Attr> {
@@ -280,7 +296,10 @@ impl Backend for FakeCluster {
         Ok(())
     }
     async fn statfs(&self) -> Outcome<StatFs> {
-        Ok(StatFs::default())
+        if lock(&self.0).is_away {
+            std::future::pending::<()>().await;
+        }
+        Ok(StatFs { capacity_bytes: 1000, ..StatFs::default() })
     }
     async fn create(&self, parent: InodeId, name: &[u8], file: NewFile) -> Outcome<Created> {
         let mut world = lock(&self.0);

@@ -394,6 +394,18 @@ async fn a_read_only_mount_refuses_every_change_at_once() {
 }
 
 #[tokio::test]
+async fn df_answers_from_memory_while_metadata_is_away() {
+    let mount = Mount::new();
+    mount.fs.getattr(InodeId::ROOT, None).await.expect("root");
+    assert_eq!(mount.fs.statfs().await.capacity_bytes, 1000);
+    mount.cluster.go_away();
+    let start = std::time::Instant::now();
+    assert_eq!(mount.fs.getattr(InodeId::ROOT, None).await.expect("root").ttl, Duration::ZERO);
+    assert_eq!(mount.fs.statfs().await.capacity_bytes, 1000);
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
 async fn attributes_of_dfs_itself() {
     let mount = Mount::new();
     let ino = mount.file("f", "abc").await;

@@ -153,7 +153,9 @@ fn wait_healthy_gives_up_in_time() -> Result<()> {
     files::write(&mount.join("f"), b"x")?;
     cluster.wait_healthy(std::time::Duration::from_secs(15))?;
     cluster.kill("storage-1")?;
-    cluster.wait_alive(2)?;
+    dfs_tests::wait::until("a copy is missed", std::time::Duration::from_secs(15), || {
+        cluster.status().is_ok_and(|status| status["chunks"]["under_replicated"] == 1)
+    })?;
     expect(&cluster, 5, &["wait", "healthy", "--timeout", "1s"])?;
     expect(&cluster, 5, &["status", "--json"])?;
     cluster.start("storage-1")?;

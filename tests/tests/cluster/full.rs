@@ -23,7 +23,8 @@ fn full_storage_is_enospc_and_leaves_nothing_half_visible() -> Result<()> {
     files::write(&mount.join("kept"), &kept)?;
     let errno = files::errno(files::write(&mount.join("too-large"), &files::noise(2, 20 * CHUNK)));
     ensure!(errno == libc::ENOSPC, "errno {errno}");
-    ensure!(fs::metadata(mount.join("too-large")).is_err());
+    let gone = || fs::metadata(mount.join("too-large")).is_err();
+    wait::until("nothing half visible", Duration::from_secs(5), gone)?;
     // An old version stays whole when its replacement does not fit.
     let errno = files::errno(files::write(&mount.join("kept"), &files::noise(3, 20 * CHUNK)));
     ensure!(errno == libc::ENOSPC, "errno {errno}");

@@ -106,7 +106,10 @@ fn cp_and_rsync_keep_attributes() -> Result<()> {
     files::write(&source.join("sub/g"), b"g")?;
     fs::set_permissions(source.join("f"), Permissions::from_mode(0o640))?;
     chown(source.join("f"), Some(7), Some(8))?;
-    files::sh("cd \"$1\" && ln -s f link && ln f hard && touch -h -d '2001-02-03 04:05:06.789' f link sub/g sub .", &[&source])?;
+    files::sh(
+        "cd \"$1\" && ln -s f link && ln f hard && touch -h -d '2001-02-03 04:05:06.789' f link sub/g sub .",
+        &[&source],
+    )?;
     files::sh("cp -a \"$1\" \"$2\"/cp", &[&source, mount.path()])?;
     let mut copies = vec!["cp"];
     if files::run("rsync", &["--version"]).is_ok() {

@@ -113,7 +113,7 @@ fn up_use_down_up() -> Result<()> {
     ensure!(dev.pids().len() == 8, "{:?}", dev.pids());
     let bytes = files::noise(1, 5_000_000);
     files::write(&dev.mount().join("f"), &bytes)?;
-    ensure!(dev.with_env("dfsctl status --json")?.contains("healthy"));
+    ensure!(dev.with_env("dfsctl wait healthy --timeout 20s >/dev/null && dfsctl status --json")?.contains("healthy"));
     ensure!(dev.ok("status", &[])?.contains("storage-4"));
     dev.up(3, 4).context("a second `up` finds everything in order")?;
     dev.ok("down", &[])?;

@@ -102,10 +102,12 @@ fn a_data_directory_in_use() -> Result<()> {
         let program = if name.starts_with("meta") { "dfs-meta" } else { "dfs-storage" };
         let data = cluster.data_dir(taken).display().to_string();
         let meta = cluster.meta_addresses();
-        let storage = ["--name", "second", "--listen", "127.0.0.1:0", "--data-dir", &data, "--meta", &meta];
+        let listen = ["--listen", "127.0.0.1:0", "--advertise", "127.0.0.1:1"];
+        let storage = ["--name", "second", "--data-dir", &data, "--meta", &meta];
         let peers = format!("meta-1={meta}");
-        let metadata = ["--name", "meta-1", "--listen", "127.0.0.1:0", "--data-dir", &data, "--peers", &peers];
-        let output = run(program, if program == "dfs-meta" { &metadata } else { &storage })?;
+        let metadata = ["--name", "meta-1", "--data-dir", &data, "--peers", &peers];
+        let own = if program == "dfs-meta" { &metadata } else { &storage };
+        let output = run(program, &[&listen[..], own].concat())?;
         ensure!(output.code != 0, "{program} on a directory in use");
         says(&output.stderr, &["in use", "locked", "another process"])?;
         ensure!(output.stderr.contains(&data), "{}", output.stderr);
@@ -117,20 +119,18 @@ fn a_data_directory_in_use() -> Result<()> {
 fn a_data_directory_of_the_other_kind_of_node() -> Result<()> {
     let mut cluster = Cluster::builder().start()?;
     cluster.stop("storage-1")?;
-    let listen = "127.0.0.1:0";
+    let listen = ["--listen", "127.0.0.1:0", "--advertise", "127.0.0.1:1"];
     let meta = cluster.meta_addresses();
     let (storage_dir, meta_dir) = (cluster.data_dir("storage-1"), cluster.data_dir("meta-1"));
     let text = |path: &Path| path.display().to_string();
     let peers = format!("meta-1={meta}");
-    let as_meta = run(
-        "dfs-meta",
-        &["--name", "meta-1", "--listen", listen, "--data-dir", &text(&storage_dir), "--peers", &peers],
-    )?;
+    let as_meta = ["--name", "meta-1", "--data-dir", &text(&storage_dir), "--peers", &peers];
+    let as_meta = run("dfs-meta", &[&listen[..], &as_meta].concat())?;
     ensure!(as_meta.code != 0, "{as_meta:?}");
     says(&as_meta.stderr, &["storage"])?;
     cluster.stop("meta-1")?;
-    let as_storage =
-        run("dfs-storage", &["--name", "s", "--listen", listen, "--data-dir", &text(&meta_dir), "--meta", &meta])?;
+    let as_storage = ["--name", "s", "--data-dir", &text(&meta_dir), "--meta", &meta];
+    let as_storage = run("dfs-storage", &[&listen[..], &as_storage].concat())?;
     ensure!(as_storage.code != 0, "{as_storage:?}");
     says(&as_storage.stderr, &["meta"])?;
     cluster.start_all()?;

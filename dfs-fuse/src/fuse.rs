@@ -24,6 +24,7 @@ use crate::fs::{
     Found,
     error::Error,
     file::{OpenMode, Opened},
+    pages::Caching,
     xattr::SetMode,
 };
 
@@ -182,8 +183,15 @@ impl Filesystem for Adapter {
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.open(id(ino), OpenMode::from_flags(flags.0)).await };
-        self.answer("open", ino, work, |outcome| match outcome {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), convert::fopen_flags(opened)),
+        let kernel = self.kernel();
+        self.answer("open", ino, work, move |outcome| match outcome {
+            Ok(opened) => {
+                // The size that the kernel remembers may be of the version before, and would cut this one off.
+                if opened.caching != Caching::Keep {
+                    kernel.forget_attr(ino);
+                }
+                reply.opened(FileHandle(opened.handle), convert::fopen_flags(opened));
+            }
             Err(errno) => reply.error(errno),
         });
     }

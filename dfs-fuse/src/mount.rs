@@ -125,6 +125,7 @@ async fn attach(
     let options = fs::Options { read_only: args.read_only, cache_ttl: args.cache.0 };
     let fs = Arc::new(Fs::new(dfs.clone(), options));
     let adapter = Adapter::new(fs, tokio::runtime::Handle::current(), args.client.deadline.0, counters);
+    let kernel = adapter.kernel();
     let request = device::Request {
         mountpoint: mountpoint.to_owned(),
         source: format!("dfs#{}", args.client.meta.join(",")),
@@ -144,6 +145,7 @@ async fn attach(
     })
     .await
     .context("the mounting thread panicked")??;
+    kernel.set(session.notifier());
     let (tell, ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("fuse".into())

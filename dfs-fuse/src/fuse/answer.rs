@@ -5,7 +5,7 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Waker},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use dfs_client::Dfs;
-use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
+use fuser::{Errno, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
 use tokio::runtime::Handle;
 
 use super::convert;
@@ -28,6 +28,29 @@ pub(crate) struct Adapter {
     runtime: Handle,
     deadline: Duration,
     pub(super) counters: Arc<Counters>,
+    kernel: Kernel,
+}
+
+/// The way to tell the kernel something on our own; there once the session is.
+#[derive(Clone, Default)]
+pub(crate) struct Kernel(Arc<OnceLock<Notifier>>);
+
+impl Kernel {
+    /// The session is there.
+    pub(crate) fn set(&self, notifier: Notifier) {
+        // There is one session, so this is called once.
+        let _ = self.0.set(notifier);
+    }
+
+    /// Makes the kernel ask for the attributes of `ino` again before it uses them. Its pages stay. This takes no lock that an
+    /// operation on the inode could hold, so it may be called from within one.
+    pub(super) fn forget_attr(&self, ino: INodeNo) {
+        if let Some(notifier) = self.0.get()
+            && let Err(error) = notifier.inval_inode(ino, -1, 0)
+        {
+            tracing::debug!(ino = ino.0, %error, "the kernel keeps its attributes until they expire");
+        }
+    }
 }
 
 /// What happened since the mount began.
@@ -63,7 +86,12 @@ impl Counters {
 impl Adapter {
     /// An adapter whose answers run on `runtime` and take at most a few times `deadline`.
     pub(crate) fn new(fs: Arc<Fs<Dfs>>, runtime: Handle, deadline: Duration, counters: Arc<Counters>) -> Self {
-        Self { fs, runtime, deadline, counters }
+        Self { fs, runtime, deadline, counters, kernel: Kernel::default() }
+    }
+
+    /// The way to tell the kernel something.
+    pub(crate) fn kernel(&self) -> Kernel {
+        self.kernel.clone()
     }
 
     /// Runs `work` and hands its outcome to `reply`.

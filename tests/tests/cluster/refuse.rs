@@ -102,7 +102,7 @@ fn a_data_directory_in_use() -> Result<()> {
         let program = if name.starts_with("meta") { "dfs-meta" } else { "dfs-storage" };
         let data = cluster.data_dir(taken).display().to_string();
         let meta = cluster.meta_addresses();
-        let listen = ["--listen", "127.0.0.1:0", "--advertise", "127.0.0.1:1"];
+        let listen = ["--listen", "127.0.0.1:0", "--advertise", &meta];
         let storage = ["--name", "second", "--data-dir", &data, "--meta", &meta];
         let peers = format!("meta-1={meta}");
         let metadata = ["--name", "meta-1", "--data-dir", &data, "--peers", &peers];
@@ -119,8 +119,8 @@ fn a_data_directory_in_use() -> Result<()> {
 fn a_data_directory_of_the_other_kind_of_node() -> Result<()> {
     let mut cluster = Cluster::builder().start()?;
     cluster.stop("storage-1")?;
-    let listen = ["--listen", "127.0.0.1:0", "--advertise", "127.0.0.1:1"];
     let meta = cluster.meta_addresses();
+    let listen = ["--listen", "127.0.0.1:0", "--advertise", &meta];
     let (storage_dir, meta_dir) = (cluster.data_dir("storage-1"), cluster.data_dir("meta-1"));
     let text = |path: &Path| path.display().to_string();
     let peers = format!("meta-1={meta}");

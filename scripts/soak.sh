@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The long versions of tests, too long for every submission: a file of 5 GiB with the memory of every process watched, and
-# the tests of failures again and again.
+# The long versions of tests, too long for every submission: a file of 5 GiB with the memory of every process watched, a copy
+# of all of /usr/share, and the tests of failures again and again.
 #
 #   scripts/soak.sh [ROUNDS=5]
 . "$(dirname "$0")/lib.sh"
@@ -13,7 +13,11 @@ build
 
 say "A file of ${DFS_TEST_BIG_GIB:=5} GiB"
 export DFS_TEST_BIG_GIB
-cargo nextest run --release -p dfs-tests --no-capture -E 'test(memory::)'
+cargo nextest run --release --profile soak -p dfs-tests --no-capture -E 'test(memory::)'
+
+say "A tree: ${DFS_TEST_TREE:=/usr/share}"
+export DFS_TEST_TREE
+cargo nextest run --release --profile soak -p dfs-tests -E 'test(cp_tree::a_real_tree)' --no-capture
 
 for round in $(seq "$rounds"); do
     say "Failures, round $round of $rounds"

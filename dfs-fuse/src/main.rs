@@ -90,7 +90,8 @@ fn start(args: &Args) -> anyhow::Result<()> {
 }
 
 fn serve(args: &Args, mountpoint: &Path, on_ready: impl FnOnce()) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let mut builder = if std::env::var("X_MT").is_ok() { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
+    let runtime = builder
         .thread_name("mount.dfs")
         .enable_all()
         .build()

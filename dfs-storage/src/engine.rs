@@ -7,6 +7,7 @@
 //! Invariants: bytes stored under an id never change; a chunk is visible only when it is complete and durable; what cannot be
 //! proven whole by its footer is reported as corrupt, never handed out.
 
+mod direct;
 pub mod disk;
 pub mod footer;
 mod listing;

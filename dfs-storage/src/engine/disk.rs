@@ -1,7 +1,7 @@
 //! The engine with one file a chunk.
 //!
 //! ```text
-//! DIR/chunks/xx/yy/<id>.chunk    complete, durable chunks
+//! DIR/chunks/xx/0y/<id>.chunk    complete, durable chunks
 //! DIR/tmp/<id>-<random>          chunks being written; emptied at start
 //! ```
 //!
@@ -24,6 +24,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     ChunkEngine, ChunkFacts, ChunkWriter, EngineError, Finished, Page, StoredChunk, Usage,
+    direct::Buffers,
     footer::{self, FooterError, TRAILER_BYTES},
     listing,
     shard::Shards,
@@ -45,6 +46,8 @@ const STRIPES: usize = 64;
 pub(super) struct Shared {
     pub(super) tmp: PathBuf,
     pub(super) space: Arc<Space>,
+    /// Buffers of writes past the page cache.
+    pub(super) direct: Buffers,
     shards: Shards,
     stripes: [Mutex<()>; STRIPES],
     open: Mutex<LruCache<ChunkId, Arc<DiskChunk>>>,
@@ -90,7 +93,7 @@ impl DiskEngine {
         space.add(count.bytes, count.chunks);
         let stripes = std::array::from_fn(|_| Mutex::new(()));
         let open = Mutex::new(LruCache::new(OPEN_MAX));
-        Ok(Self { shared: Arc::new(Shared { tmp, space, shards, stripes, open }) })
+        Ok(Self { shared: Arc::new(Shared { tmp, space, direct: Buffers::default(), shards, stripes, open }) })
     }
 
     fn open_chunk(&self, id: ChunkId) -> Result<Arc<DiskChunk>, EngineError> {

@@ -70,7 +70,7 @@ fn count_top(shards: &Shards, top: u8, count: &mut Count) -> Result<(), EngineEr
 /// One page of the inventory.
 pub(super) fn page(root: &Path, after: Option<ChunkId>, limit: usize) -> Result<Page, EngineError> {
     let mut page = Page::default();
-    let from = after.map_or([0, 0], |id| [id.0[0], id.0[1]]);
+    let from = after.map_or([0, 0], |id| [id.0[0], shard::leaf_of(id)]);
     for top in shard::subdirs(root).map_err(|e| EngineError::io("list", root, e))? {
         if top < from[0] {
             continue;

@@ -1,5 +1,7 @@
-//! Where a chunk's file is: `chunks/xx/yy/<64 hexadecimal digits>.chunk`, sharded by the first two bytes of the id, so that
-//! no directory grows beyond what readdir does in a moment (256 * 256 directories; ten million chunks are 150 a directory).
+//! Where a chunk's file is: `chunks/xx/0y/<64 hexadecimal digits>.chunk`, sharded by the first three digits of the id, so that
+//! no directory grows beyond what readdir does in a moment (256 * 16 directories; ten million chunks are 2,500 a directory).
+//! More directories would make small chunks dear: a chunk that is the first of its directory pays a mkdir and two more
+//! fsyncs, and with 256 * 256 that is every one of the first tens of thousands.
 //!
 //! Directories are made on demand. A new chunk is durable only if its directory is, up to the root of the tree; which ones
 //! are known to be is remembered in a bitmap, so that the parents are fsynced once and not with every chunk.
@@ -17,7 +19,7 @@ use dfs_common::{ChunkId, durable};
 #[derive(Debug)]
 pub(super) struct Shards {
     root: PathBuf,
-    /// Per two-byte prefix: the directory's entry in its parent, and the parent's in the root, are on disk.
+    /// Per directory of the second level: the directory's entry in its parent, and the parent's in the root, are on disk.
     durable: Vec<AtomicBool>,
     /// Per first byte: the directory's entry in the root is on disk.
     durable_tops: Vec<AtomicBool>,
@@ -27,7 +29,7 @@ impl Shards {
     /// The tree under `root`, which exists.
     pub(super) fn new(root: PathBuf) -> Self {
         let flags = |count| (0..count).map(|_| AtomicBool::new(false)).collect();
-        Self { root, durable: flags(1 << 16), durable_tops: flags(1 << 8) }
+        Self { root, durable: flags(1 << 12), durable_tops: flags(1 << 8) }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -42,7 +44,7 @@ impl Shards {
     }
 
     fn leaf(&self, id: ChunkId) -> PathBuf {
-        leaf_dir(&self.root, id.0[0], id.0[1])
+        leaf_dir(&self.root, id.0[0], leaf_of(id))
     }
 
     /// Notes that a directory was found at start, after everything was synced.
@@ -55,7 +57,7 @@ impl Shards {
     /// then the fsyncs from the leaf upwards, of which the first usually commits everything.
     pub(super) fn publish(&self, tmp: &Path, id: ChunkId) -> io::Result<()> {
         let (leaf, file) = (self.leaf(id), self.file(id));
-        let known = &self.durable[index(id.0[0], id.0[1])];
+        let known = &self.durable[index(id.0[0], leaf_of(id))];
         if !known.load(Ordering::Acquire) {
             fs::create_dir_all(&leaf)?;
         }
@@ -80,7 +82,7 @@ impl Shards {
     /// Makes the entries of a chunk's directory durable, and the directory itself.
     pub(super) fn sync(&self, id: ChunkId) -> io::Result<()> {
         let leaf = self.leaf(id);
-        let known = &self.durable[index(id.0[0], id.0[1])];
+        let known = &self.durable[index(id.0[0], leaf_of(id))];
         durable::sync_dir(&leaf)?;
         if !known.load(Ordering::Acquire) {
             durable::sync_parent(&leaf)?;
@@ -95,11 +97,16 @@ impl Shards {
     }
 }
 
-fn index(top: u8, leaf: u8) -> usize {
-    usize::from(top) << 8 | usize::from(leaf)
+/// The directory of the second level that a chunk belongs to: 0 to 15, in id order.
+pub(super) fn leaf_of(id: ChunkId) -> u8 {
+    id.0[1] >> 4
 }
 
-/// The directory of a two-byte prefix.
+fn index(top: u8, leaf: u8) -> usize {
+    usize::from(top) << 4 | usize::from(leaf & 0xf)
+}
+
+/// A directory of the second level.
 pub(super) fn leaf_dir(root: &Path, top: u8, leaf: u8) -> PathBuf {
     root.join(format!("{top:02x}")).join(format!("{leaf:02x}"))
 }
@@ -137,7 +144,7 @@ pub(super) fn chunk_of(name: &std::ffi::OsStr, top: u8, leaf: u8) -> Option<Chun
         return None;
     }
     let id: ChunkId = digits.parse().ok()?;
-    (id.0[0] == top && id.0[1] == leaf).then_some(id)
+    (id.0[0] == top && leaf_of(id) == leaf).then_some(id)
 }
 
 /// Writes everything of the file system that holds `dir` to disk.
@@ -159,8 +166,8 @@ mod tests {
     fn names_are_taken_only_in_their_own_directory() {
         let id = ChunkId::derive(dfs_common::FileId([1; 16]), 0, 0);
         let name = std::ffi::OsString::from(format!("{id}.chunk"));
-        assert_eq!(chunk_of(&name, id.0[0], id.0[1]), Some(id));
-        assert_eq!(chunk_of(&name, id.0[0].wrapping_add(1), id.0[1]), None);
+        assert_eq!(chunk_of(&name, id.0[0], leaf_of(id)), Some(id));
+        assert_eq!(chunk_of(&name, id.0[0].wrapping_add(1), leaf_of(id)), None);
         assert_eq!(chunk_of("x.chunk".as_ref(), 0, 0), None);
         assert_eq!((hex_byte("0a"), hex_byte("0A"), hex_byte("+1"), hex_byte("100")), (Some(10), None, None, None));
     }

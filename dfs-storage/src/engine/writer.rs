@@ -1,17 +1,23 @@
 //! One chunk on its way to the disk: temporary file, blocks checked as they come, footer, fdatasync, rename, fsync of the
-//! directory.
+//! directory. Large chunks go past the page cache (see [`super::direct`]).
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, IoSlice, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use bytes::Bytes;
 use dfs_common::checksum::BlockVerifier;
 
-use super::{ChunkFacts, ChunkWriter, EngineError, Finished, disk::Shared, footer, space::Reservation};
+use super::{
+    ChunkFacts, ChunkWriter, EngineError, Finished,
+    direct::{self, DIRECT_BYTES_MIN, Tail},
+    disk::Shared,
+    footer,
+    space::Reservation,
+};
 
 /// Most pieces given to one writev (IOV_MAX on Linux).
 const SLICES_MAX: usize = 1024;
@@ -40,6 +46,8 @@ pub(super) struct DiskWriter {
     shared: Arc<Shared>,
     facts: ChunkFacts,
     file: File,
+    /// Present if the file is written past the page cache.
+    direct: Option<Tail>,
     tmp: TmpFile,
     verifier: Option<BlockVerifier>,
     written: u64,
@@ -50,17 +58,17 @@ impl DiskWriter {
     pub(super) fn create(shared: Arc<Shared>, facts: ChunkFacts) -> Result<Self, EngineError> {
         let reservation = shared.space.reserve(footer::file_bytes(facts.length))?;
         let path = shared.tmp.join(format!("{}-{:08x}", facts.id, rand::random::<u32>()));
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|e| EngineError::io("create", &path, e))?;
+        let large = facts.length >= DIRECT_BYTES_MIN;
+        let (file, direct) = create_file(&path, large).map_err(|e| EngineError::io("create", &path, e))?;
         let verifier = Some(BlockVerifier::new(facts.block_crcs.clone()));
         let tmp = TmpFile { path, published: false };
-        Ok(Self { shared, facts, file, tmp, verifier, written: 0, _reservation: reservation })
+        Ok(Self { shared, facts, file, direct, tmp, verifier, written: 0, _reservation: reservation })
     }
 
     fn write_all(&mut self, pieces: &[Bytes]) -> io::Result<()> {
+        if let Some(tail) = &mut self.direct {
+            return tail.write(&self.file, &self.shared.direct, pieces);
+        }
         for group in pieces.chunks(SLICES_MAX) {
             let mut slices: Vec<_> = group.iter().map(|piece| IoSlice::new(piece)).collect();
             let mut rest = &mut slices[..];
@@ -76,6 +84,13 @@ impl DiskWriter {
         }
         Ok(())
     }
+}
+
+fn create_file(path: &Path, large: bool) -> io::Result<(File, Option<Tail>)> {
+    if large && let Some(file) = direct::create(path)? {
+        return Ok((file, Some(Tail::default())));
+    }
+    OpenOptions::new().write(true).create_new(true).open(path).map(|file| (file, None))
 }
 
 impl ChunkWriter for DiskWriter {
@@ -103,7 +118,12 @@ impl ChunkWriter for DiskWriter {
             let path = self.tmp.path.clone();
             move |e| EngineError::io(action, path, e)
         };
-        self.file.write_all(&footer::encode(&self.facts)).map_err(io_error("write the footer of"))?;
+        let footer = footer::encode(&self.facts);
+        match self.direct.take() {
+            Some(tail) => tail.finish(&self.file, &footer),
+            None => self.file.write_all(&footer),
+        }
+        .map_err(io_error("write the footer of"))?;
         self.file.sync_data().map_err(io_error("sync"))?;
         let finished = self.shared.publish(&self.tmp.path, &self.facts)?;
         self.tmp.published = finished == Finished::New;

@@ -159,7 +159,7 @@ impl TestNode {
 
 pub(crate) fn chunk_file(dir: &Path, id: ChunkId) -> PathBuf {
     let hex = id.to_string();
-    dir.join("chunks").join(&hex[..2]).join(&hex[2..4]).join(format!("{hex}.chunk"))
+    dir.join("chunks").join(&hex[..2]).join(format!("0{}", &hex[2..3])).join(format!("{hex}.chunk"))
 }
 
 pub(crate) async fn put_raw(

@@ -50,6 +50,10 @@ pub(crate) struct Args {
     /// How long the kernel may keep names and attributes, in seconds or with a unit; 0 or none: not at all
     #[arg(long, env = "DFS_CACHE", value_name = "SECONDS", default_value = "1")]
     pub(crate) cache: CacheTime,
+    /// Threads for network and protocol; one moves about 2 GB/s
+    #[arg(long, env = "DFS_WORKER_THREADS", default_value_t = 1, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) worker_threads: u16,
     /// Write the log to this file; without it a mount in the background has none
     #[arg(long, env = "DFS_LOG_FILE", value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,

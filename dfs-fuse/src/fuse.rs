@@ -70,7 +70,11 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let fs = Arc::clone(&self.fs);
-        self.attr("getattr", ino, async move { fs.getattr(id(ino), fh.map(|fh| fh.0)).await }, reply);
+        let work = async move { fs.getattr(id(ino), fh.map(|fh| fh.0)).await };
+        self.answer("getattr", ino, work, |outcome| match outcome {
+            Ok(found) => reply.attr(&found.ttl, &convert::attr(&found.attr)),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn setattr(
@@ -104,7 +108,7 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         let fs = Arc::clone(&self.fs);
-        self.answer("readlink", ino, async move { fs.readlink(id(ino)).await }, |outcome| match outcome {
+        self.ask("readlink", ino, async move { fs.readlink(id(ino)).await }, |outcome| match outcome {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         });
@@ -184,7 +188,7 @@ impl Filesystem for Adapter {
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.open(id(ino), OpenMode::from_flags(flags.0)).await };
         let kernel = self.kernel();
-        self.answer("open", ino, work, move |outcome| match outcome {
+        self.ask("open", ino, work, move |outcome| match outcome {
             Ok(opened) => {
                 // The size that the kernel remembers may be of the version before, and would cut this one off.
                 if opened.caching != Caching::Keep {
@@ -212,7 +216,7 @@ impl Filesystem for Adapter {
             Ok::<(Found, Opened), Error>((fs.found(attr), opened))
         };
         // The kernel gives one time for name and attributes here; those of a file being written must not be kept.
-        self.answer("create", parent, work, |outcome| match outcome {
+        self.ask("create", parent, work, |outcome| match outcome {
             Ok((found, opened)) => reply.created(
                 &found.ttl,
                 &convert::attr(&found.attr),
@@ -271,7 +275,10 @@ impl Filesystem for Adapter {
 
     fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         let (fs, pid) = (Arc::clone(&self.fs), req.pid());
-        self.empty("flush", ino, async move { fs.flush(fh.0, pid).await }, reply);
+        self.answer("flush", ino, async move { fs.flush(fh.0, pid).await }, |outcome| match outcome {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -355,7 +362,7 @@ impl Filesystem for Adapter {
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let fs = Arc::clone(&self.fs);
-        self.answer("statfs", ino, async move { Ok(fs.statfs().await) }, |outcome| match outcome {
+        self.ask("statfs", ino, async move { Ok(fs.statfs().await) }, |outcome| match outcome {
             Ok(space) => convert::reply_statfs(&space, reply),
             Err(errno) => reply.error(errno),
         });

@@ -90,10 +90,8 @@ fn start(args: &Args) -> anyhow::Result<()> {
 }
 
 fn serve(args: &Args, mountpoint: &Path, on_ready: impl FnOnce()) -> anyhow::Result<()> {
-    let mut builder = if std::env::var("X_MT").is_ok() { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
-    let runtime = builder
+    let runtime = dfs_proto::runtime::builder(args.worker_threads)
         .thread_name("mount.dfs")
-        .enable_all()
         .build()
         .context("cannot start the runtime")?;
     let outcome = runtime.block_on(mount::run(args, mountpoint, on_ready));

@@ -106,8 +106,8 @@ pub struct Config {
     /// How long replaced and removed content stays readable for those who have it open
     #[arg(long, env = "DFS_META_GC_GRACE", default_value = "60s", value_name = "TIME")]
     pub gc_grace: Span,
-    /// Threads for network and protocol
-    #[arg(long, env = "DFS_META_WORKER_THREADS", default_value_t = 2, value_name = "N",
+    /// Threads for network and protocol; more than one pay only for a node that a single one cannot serve
+    #[arg(long, env = "DFS_META_WORKER_THREADS", default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub worker_threads: u16,
     /// Log filter, as of the Rust crate tracing-subscriber

@@ -51,8 +51,8 @@ pub struct Config {
     /// Memory for chunk bytes in flight, at least 16M
     #[arg(long, env = "DFS_STORAGE_MEMORY", default_value = "128M", value_name = "SIZE")]
     pub memory: ByteSize,
-    /// Threads for network and protocol
-    #[arg(long, env = "DFS_STORAGE_WORKER_THREADS", default_value_t = 2, value_name = "N",
+    /// Threads for network and protocol; more than one pay only for a node that a single one cannot serve
+    #[arg(long, env = "DFS_STORAGE_WORKER_THREADS", default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub worker_threads: u16,
     /// Threads for disk work

@@ -27,15 +27,9 @@ fn main() -> ExitCode {
 fn run(config: &Config) -> anyhow::Result<()> {
     start_log(config)?;
     keep_large_buffers();
-    let mut builder = match config.worker_threads {
-        1 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
-    };
-    let runtime = builder
-        .worker_threads(config.worker_threads.into())
+    let runtime = dfs_proto::runtime::builder(config.worker_threads)
         .max_blocking_threads(usize::from(config.blocking_threads) + SPARE_THREADS)
         .thread_name("dfs-storage")
-        .enable_all()
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(serve(config));

@@ -17,8 +17,8 @@ use crate::{meta_client::MetaClient, node::Node};
 const QUEUE: usize = 4096;
 /// Receipts in one call.
 const BATCH_MAX: usize = 512;
-/// How long a batch waits for more.
-const LINGER: Duration = Duration::from_millis(5);
+/// How long a batch waits for more. Each call costs metadata an entry of its log, and readers have enough copies meanwhile.
+const LINGER: Duration = Duration::from_millis(100);
 /// How long a report is retried.
 const RETRY_FOR: Duration = Duration::from_secs(60);
 

@@ -94,7 +94,7 @@ impl Adapter {
         self.kernel.clone()
     }
 
-    /// Runs `work` and hands its outcome to `reply`.
+    /// Runs `work`, which likely has its outcome at hand, and hands it to `reply`.
     pub(super) fn answer<T, W>(
         &self,
         operation: &'static str,
@@ -105,13 +105,7 @@ impl Adapter {
         T: Send + 'static,
         W: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let patience = self.deadline * PATIENCE;
-        let counters = Arc::clone(&self.counters);
-        counters.requests.fetch_add(1, Ordering::Relaxed);
-        let mut answer = Box::pin(async move {
-            let outcome = tokio::time::timeout(patience, work).await.unwrap_or(Err(Error::Late(patience)));
-            reply(outcome.map_err(|error| counters.errno(operation, ino.0, &error)));
-        });
+        let mut answer = Box::pin(self.answering(operation, ino, work, reply));
         let _runtime = self.runtime.enter();
         let first = catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))));
         match first {
@@ -122,12 +116,47 @@ impl Adapter {
         }
     }
 
+    /// Runs `work`, which asks the cluster in any case, and hands its outcome to `reply`. Begun on the runtime, all its steps
+    /// wake nobody; begun here, each message to the runtime's tasks would wake it.
+    pub(super) fn ask<T, W>(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        work: W,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        drop(self.runtime.spawn(self.answering(operation, ino, work, reply)));
+    }
+
+    fn answering<T, W>(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        work: W,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let patience = self.deadline * PATIENCE;
+        let counters = Arc::clone(&self.counters);
+        counters.requests.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let outcome = tokio::time::timeout(patience, work).await.unwrap_or(Err(Error::Late(patience)));
+            reply(outcome.map_err(|error| counters.errno(operation, ino.0, &error)));
+        }
+    }
+
     pub(super) fn entry<W>(&self, operation: &'static str, ino: INodeNo, work: W, reply: ReplyEntry)
     where
         W: Future<Output = Result<Found, Error>> + Send + 'static,
     {
         let entry_ttl = self.fs.entry_ttl();
-        self.answer(operation, ino, work, move |outcome| match outcome {
+        self.ask(operation, ino, work, move |outcome| match outcome {
             Ok(found) => {
                 reply.entry_with_ttls(&found.ttl, &entry_ttl, &convert::attr(&found.attr), Generation(0));
             }
@@ -139,7 +168,7 @@ impl Adapter {
     where
         W: Future<Output = Result<(), Error>> + Send + 'static,
     {
-        self.answer(operation, ino, work, move |outcome| match outcome {
+        self.ask(operation, ino, work, move |outcome| match outcome {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         });
@@ -149,7 +178,7 @@ impl Adapter {
     where
         W: Future<Output = Result<Found, Error>> + Send + 'static,
     {
-        self.answer(operation, ino, work, move |outcome| match outcome {
+        self.ask(operation, ino, work, move |outcome| match outcome {
             Ok(found) => reply.attr(&found.ttl, &convert::attr(&found.attr)),
             Err(errno) => reply.error(errno),
         });
@@ -159,7 +188,7 @@ impl Adapter {
     where
         W: Future<Output = Result<Vec<u8>, Error>> + Send + 'static,
     {
-        self.answer(operation, ino, work, move |outcome| match outcome {
+        self.ask(operation, ino, work, move |outcome| match outcome {
             Ok(value) => match u32::try_from(value.len()) {
                 Ok(length) if size == 0 => reply.size(length),
                 Ok(length) if length <= size => reply.data(&value),

@@ -3,6 +3,11 @@
 //! Four trees: entries by index, and one record each of vote, committed and purged position. All writes come from the thread
 //! in [`super::writer`]; reads come from anywhere. One database is open per process, because two can deadlock in flush.
 //!
+//! Sled's own flush hands the bytes to the disk (`sync_file_range`), but neither makes the disk write its cache nor commits
+//! the size and extents of a file that grows: after a power failure the last entries could be gone. So [`Disk::flush`] ends
+//! with fdatasync of the same file. Values above [`BLOB_BYTES`] are files of their own, which sled fsyncs; their directory is
+//! fsynced here.
+//!
 //! Sled reuses the space of removed records but never shrinks its file. When the directory is larger than
 //! [`REBUILD_BYTES_MIN`] and [`REBUILD_FACTOR`] times the live bytes at start, the live records go through a plain file into a
 //! database in the next generation's directory, which becomes the current one by replacing `CURRENT`. A crash at any point
@@ -12,6 +17,7 @@ use std::{
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use dfs_common::durable;
@@ -30,6 +36,9 @@ pub(crate) const REBUILD_BYTES_MIN: u64 = 256 << 20;
 /// A directory is rebuilt when it is this many times larger than its live records.
 pub(crate) const REBUILD_FACTOR: u64 = 4;
 
+/// Sled puts larger values into files of their own: a quarter of its segments of 512 KiB, with some room.
+const BLOB_BYTES: usize = 120 << 10;
+
 const CURRENT: &str = "CURRENT";
 const SINGLE: &[u8] = b"";
 
@@ -41,6 +50,10 @@ pub(crate) struct Disk {
     committed: sled::Tree,
     purged: sled::Tree,
     path: PathBuf,
+    /// The file of the database, to sync it.
+    file: File,
+    /// A value above [`BLOB_BYTES`] was put since the last flush.
+    has_blobs: AtomicBool,
 }
 
 /// What is in the database besides the entries' payload.
@@ -84,7 +97,13 @@ impl Disk {
             .map_err(fail)?;
         let tree = |name: &str| db.open_tree(name).map_err(fail);
         let (entries, vote, committed, purged) = (tree("entries")?, tree("vote")?, tree("committed")?, tree("purged")?);
-        Ok(Self { db, entries, vote, committed, purged, path })
+        let file = path.join("db");
+        let file = File::open(&file).map_err(StoreError::io(file))?;
+        // The directory's own entries: everything below may be new.
+        for dir in [&path, &path.join("blobs")] {
+            durable::sync_dir(dir).map_err(StoreError::io(dir))?;
+        }
+        Ok(Self { db, entries, vote, committed, purged, path, file, has_blobs: AtomicBool::new(false) })
     }
 
     /// Reads and checks everything but the entries' payload.
@@ -123,6 +142,9 @@ impl Disk {
 
     /// Puts encoded entries in place; durable after [`Disk::flush`], as every change.
     pub(crate) fn put_entries(&self, records: Vec<(u64, Vec<u8>)>) -> io::Result<()> {
+        if records.iter().any(|(_, bytes)| bytes.len() > BLOB_BYTES) {
+            self.has_blobs.store(true, Ordering::Relaxed);
+        }
         let mut batch = sled::Batch::default();
         // A batch of one costs sled two more writes than the plain insert.
         if let [(_, _)] = &records[..] {
@@ -170,7 +192,11 @@ impl Disk {
 
     /// Makes every change so far durable.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        self.db.flush().map(drop).map_err(to_io)
+        self.db.flush().map_err(to_io)?;
+        if self.has_blobs.swap(false, Ordering::Relaxed) {
+            durable::sync_dir(&self.path.join("blobs"))?;
+        }
+        self.file.sync_data()
     }
 
     /// Bytes on disk; 0 if they cannot be asked for.

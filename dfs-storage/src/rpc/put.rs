@@ -4,7 +4,7 @@
 //!            ┌──────────── Receiving ────────────┐  all bytes came   ┌────────────┐ quorum durable ┌──────────┐
 //!  header ──►│ bytes go to the disk and to every │──────────────────►│ Collecting │───────────────►│ answered │─► late copies:
 //!            │ replica as they come              │                   └────────────┘                └──────────┘   CommitChunk
-//!            └───────────────────────────────────┘                         │
+//!            └───────────────────────────────────┘                         │      (and a moment for the others)
 //!               │ client gone, bad bytes      │ too few copies possible    │ the same, or too late
 //!               ▼                             ▼                            ▼
 //!           every taker drops it          own copy removed, error names every node
@@ -13,7 +13,7 @@
 //! The takers (own disk and replicas) are tasks of their own: a client that goes away after its last byte does not stop them.
 //! Copies of a failed upload on other nodes are unknown to metadata and go with their next inventory.
 
-use std::{collections::BTreeSet, fmt::Write as _, sync::Arc};
+use std::{collections::BTreeSet, fmt::Write as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use dfs_common::{ErrorCode, NodeId};
@@ -38,6 +38,10 @@ use crate::{
     replicate::{self, StallRule},
     writes::WriteMark,
 };
+
+/// A quorum is enough, but a copy that ends as soon after it as the quorum took, and within this time, is part of the answer:
+/// reported later it costs a call and an entry of metadata's log, and the chunk looks short of a copy until then.
+const STRAGGLER_MAX: Duration = Duration::from_millis(20);
 
 pub(super) async fn put_chunk(node: Arc<Node>, body: Body) -> Response<Body> {
     match handle(&node, body).await {
@@ -140,8 +144,9 @@ impl Upload {
         reader: &mut Reader<PutChunkHeader>,
         queues: Vec<mpsc::Sender<Batch>>,
     ) -> Result<PutChunkResponse, RpcError> {
+        let since = Instant::now();
         self.receive(reader, queues).await?;
-        self.collect().await?;
+        self.collect(since).await?;
         self.mark.acknowledged();
         Ok(self.answer())
     }
@@ -167,7 +172,7 @@ impl Upload {
         }
     }
 
-    async fn collect(&mut self) -> Result<(), RpcError> {
+    async fn collect(&mut self, since: Instant) -> Result<(), RpcError> {
         let deadline = Instant::now() + self.node.limits.answer;
         while self.stored.len() < self.quorum {
             if self.is_hopeless() {
@@ -177,6 +182,12 @@ impl Upload {
                 Ok(Some(outcome)) => self.note(outcome),
                 Ok(None) | Err(_) => return Err(self.failure()),
             }
+        }
+        let moment = Instant::now() + since.elapsed().min(STRAGGLER_MAX);
+        while !self.pending.is_empty()
+            && let Ok(Some(outcome)) = timeout_at(moment, self.outcomes.recv()).await
+        {
+            self.note(outcome);
         }
         Ok(())
     }

@@ -33,8 +33,10 @@ use crate::{
 const BATCH_BYTES: usize = 256 << 10;
 /// Pieces below this are copied together, so that a sender of tiny pieces cannot make us keep a record for each byte.
 const SMALL_PIECE_BYTES: usize = 4 << 10;
-/// Bytes written by one call into the engine.
-const WRITE_BYTES: usize = 1 << 20;
+/// Bytes awaited before the engine is called: less at a time makes the disk slow, more makes the end of a chunk late.
+const WRITE_BYTES_MIN: usize = 2 << 20;
+/// Bytes that one call into the engine takes if they are here.
+const WRITE_BYTES_MAX: usize = 4 << 20;
 
 /// Pieces that belong together, in order.
 pub type Batch = Vec<Bytes>;
@@ -139,9 +141,14 @@ impl Incoming {
         let gave_up = || RpcError::new(ErrorCode::Unavailable, "the sender gave up");
         let mut batch = self.queue.recv().await.ok_or_else(gave_up)?;
         let mut bytes = batch_bytes(&batch);
-        while bytes < WRITE_BYTES
-            && let Ok(more) = self.queue.try_recv()
-        {
+        while bytes < self.left.min(WRITE_BYTES_MAX) {
+            let more = if bytes < WRITE_BYTES_MIN {
+                self.queue.recv().await.ok_or_else(gave_up)?
+            } else if let Ok(more) = self.queue.try_recv() {
+                more
+            } else {
+                break;
+            };
             bytes += batch_bytes(&more);
             batch.extend(more);
         }

@@ -2,19 +2,23 @@
 # The benchmark: dfs with three copies, beside the local file system and, if asked for, a peer, all in one run, because only
 # ratios of one run mean anything.
 #
-#   scripts/bench.sh [--peer moosefs] [--smoke]
+#   scripts/bench.sh [--peer moosefs] [--ram] [--smoke]
 #
 #   --peer moosefs   also MooseFS with three copies, made durable at close as dfs is (needs root and Debian's packages)
+#   --ram            on a disk in memory (14 GiB of it), so that the figures show what the systems cost and not what the disk
+#                    can do: three copies on the one disk of a test machine soon ask for all it has
 #   --smoke          small and quick, to see that it works; docs/benchmarks.md stays as it is
 . "$(dirname "$0")/lib.sh"
 
 peer=
 smoke=
+place=disk
 while [ $# -gt 0 ]; do
     case $1 in
     --peer) peer=${2:?--peer needs a name} && shift ;;
+    --ram) place=ram ;;
     --smoke) smoke=--smoke ;;
-    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0" && exit ;;
     *) die "unknown option $1; see $0 --help" ;;
     esac
     shift
@@ -26,25 +30,39 @@ can_mount || die "the benchmark needs FUSE"
 build
 
 base=$(mktemp -d /var/tmp/dfs-bench.XXXXXX)
+disk=$base/disk
+if [ "$place" = ram ]; then
+    free=$(awk '/^MemAvailable:/ { print int($2 / 1048576) }' /proc/meminfo)
+    [ "$free" -ge 18 ] || die "a disk in memory needs 18 GiB of free memory, this machine has $free"
+    disk=$(mktemp /dev/shm/dfs-bench.XXXXXX)
+fi
 loop=
 cleanup() {
     "$BIN/dfsctl" dev down --dir "$base/fs/dfs" >/dev/null 2>&1 || true
     [ -z "$peer" ] || scripts/peers/moosefs.sh stop "$base/fs/peer" || true
-    [ -z "$loop" ] || umount "$base/fs" 2>/dev/null || umount -l "$base/fs" || true
-    rm -rf "$base"
+    drop_disk || true
+    rm -rf "$base" "$disk"
 }
 trap cleanup EXIT
 
-# Each system gets a fresh file system: ext4 makes files much more slowly for minutes after many were deleted.
-fresh() {
-    if [ -n "$loop" ]; then umount "$base/fs" && rm "$base/disk"; fi
+drop_disk() {
+    [ -n "$loop" ] || return 0
+    umount "$base/fs" 2>/dev/null || umount -l "$base/fs"
+    losetup -d "$loop"
+    rm -f "$disk"
     loop=
+}
+
+# Each system gets a fresh file system: ext4 makes files much more slowly for minutes after many were deleted. The loop device
+# goes past the page cache of the file system below, which would hold everything a second time.
+fresh() {
+    drop_disk
     mkdir -p "$base/fs"
     [ -z "$smoke" ] && have mkfs.ext4 || return 0
-    truncate -s 20G "$base/disk"
-    mkfs.ext4 -q -F -E lazy_itable_init=0,nodiscard "$base/disk"
-    mount -o loop "$base/disk" "$base/fs"
-    loop=1
+    truncate -s 14G "$disk"
+    loop=$(losetup --find --show --direct-io=on "$disk")
+    mkfs.ext4 -q -F -E lazy_itable_init=0,nodiscard "$loop"
+    mount "$loop" "$base/fs"
 }
 
 measure() {
@@ -83,12 +101,14 @@ if [ -z "$smoke" ]; then
     {
         # shellcheck disable=SC2016 # backquotes of Markdown
         printf '%s, kernel %s, %s cores; one run of `scripts/bench.sh%s`, medians of three, MB = 10^6 bytes.\n\n' \
-            "$(date -u +%Y-%m-%d)" "$(uname -r)" "$(nproc)" "${peer:+ --peer $peer}"
+            "$(date -u +%Y-%m-%d)" "$(uname -r)" "$(nproc)" "${peer:+ --peer $peer}$([ "$place" = disk ] || echo " --ram")"
         cat "$base/table.md"
     } >"$base/section.md"
-    awk -v section="$base/section.md" '
-        /<!-- bench:begin -->/ { print; print ""; while ((getline line < section) > 0) print line; print ""; skip = 1; next }
-        /<!-- bench:end -->/ { skip = 0 }
+    awk -v section="$base/section.md" -v place="$place" '
+        $0 == "<!-- bench:" place ":begin -->" {
+            print; print ""; while ((getline line < section) > 0) print line; print ""; skip = 1; next
+        }
+        $0 == "<!-- bench:" place ":end -->" { skip = 0 }
         !skip { print }' docs/benchmarks.md >"$base/benchmarks.md"
     cp "$base/benchmarks.md" docs/benchmarks.md
     note "written to docs/benchmarks.md"

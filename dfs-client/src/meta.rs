@@ -4,7 +4,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use dfs_common::{Attr, ErrorCode, InodeId, SetAttr, SetTime, name};
+use dfs_common::{Attr, ErrorCode, InodeId, SetAttr, name};
 use dfs_proto::{
     convert,
     v1::{self, mutate_request::Op},
@@ -270,22 +270,7 @@ impl Dfs {
     /// # Errors
     /// `NotFound`; no answer within the deadline.
     pub async fn setattr(&self, ino: InodeId, change: SetAttr) -> Result<Attr, Error> {
-        let at = |time: Option<SetTime>| match time {
-            Some(SetTime::At(ns)) => (Some(ns), false),
-            Some(SetTime::Now) => (None, true),
-            None => (None, false),
-        };
-        let ((atime_ns, atime_now), (mtime_ns, mtime_now)) = (at(change.atime), at(change.mtime));
-        let op = Op::SetAttr(v1::SetAttr {
-            ino: ino.0,
-            mode: change.mode,
-            uid: change.uid,
-            gid: change.gid,
-            atime_ns,
-            mtime_ns,
-            atime_now,
-            mtime_now,
-        });
+        let op = Op::SetAttr(convert::set_attr_to_wire(ino, &change));
         attr(self.change(format!("changing attributes of inode {ino}"), op).await?.attr)
     }
 

@@ -24,7 +24,7 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use dfs_common::{Attr, ErrorCode, FileId, InodeId, Layout, layout::chunk_count};
+use dfs_common::{Attr, ErrorCode, FileId, InodeId, Layout, SetAttr, layout::chunk_count};
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 pub(crate) use buffer::{BufferPool, TailCache};
@@ -190,12 +190,13 @@ impl Writer {
     }
 
     /// Makes everything written so far durable and visible to all; the writer stays open. With nothing to publish it gives
-    /// the attributes of the last publication (and sets `mtime_ns` if that differs).
+    /// the attributes of the last publication. `set` becomes visible with the content; without a modification time in it the
+    /// leader's clock gives one.
     ///
     /// # Errors
     /// The writer has failed: a chunk could not be stored, the commit was refused, or the session has ended.
-    pub async fn publish(&self, mtime_ns: Option<i64>) -> Result<Attr, Error> {
-        self.core.publish(mtime_ns, false).await
+    pub async fn publish(&self, set: SetAttr) -> Result<Attr, Error> {
+        self.core.publish(set, false).await
     }
 
     /// [`Writer::publish`] and [`Writer::finish`] in one call to the metadata leader. A later write is still possible: it
@@ -203,8 +204,8 @@ impl Writer {
     ///
     /// # Errors
     /// As [`Writer::publish`].
-    pub async fn publish_and_finish(&self, mtime_ns: Option<i64>) -> Result<Attr, Error> {
-        self.core.publish(mtime_ns, true).await
+    pub async fn publish_and_finish(&self, set: SetAttr) -> Result<Attr, Error> {
+        self.core.publish(set, true).await
     }
 
     /// Ends the pending version; what was published stays, unpublished changes are lost. The cluster is told in the

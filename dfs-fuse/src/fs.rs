@@ -196,6 +196,11 @@ impl<B: Backend> Fs<B> {
             return self.getattr(ino, None).await;
         }
         let open = self.inodes.get(ino);
+        if let Some(inode) = &open
+            && let Some(attr) = inode.defer(change).await
+        {
+            return Ok(self.found(attr));
+        }
         match self.backend.setattr(ino, change).await.map_err(Error::from) {
             Ok(attr) => {
                 if let Some(inode) = &open {
@@ -315,6 +320,7 @@ impl<B: Backend> Fs<B> {
     }
 }
 
+/// What a change makes of attributes; the time of the change itself is the caller's.
 fn apply(attr: &mut Attr, change: SetAttr) {
     let time = |time: SetTime| match time {
         SetTime::Now => now_ns(),
@@ -325,5 +331,4 @@ fn apply(attr: &mut Attr, change: SetAttr) {
     attr.gid = change.gid.unwrap_or(attr.gid);
     attr.atime_ns = change.atime.map_or(attr.atime_ns, time);
     attr.mtime_ns = change.mtime.map_or(attr.mtime_ns, time);
-    attr.ctime_ns = now_ns();
 }

@@ -265,12 +265,20 @@ impl Filesystem for Adapter {
     ) {
         let length = u32::try_from(data.len()).expect("the kernel sends at most WRITE_BYTES_MAX");
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
-        let work = async move { fs.write(fh.0, offset, &data, from_cache).await };
-        self.answer("write", ino, work, move |outcome| match outcome {
-            Ok(()) => reply.written(length),
-            Err(errno) => reply.error(errno),
-        });
+        // Copied straight from the request where there is room for it, which is nearly always. A write that has to wait begins
+        // anew with a copy of its own: it puts the same bytes in the same place.
+        match self.at_once("write", ino, self.fs.write(fh.0, offset, data, from_cache)) {
+            Some(Ok(())) => reply.written(length),
+            Some(Err(errno)) => reply.error(errno),
+            None => {
+                let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
+                let work = async move { fs.write(fh.0, offset, &data, from_cache).await };
+                self.ask("write", ino, work, move |outcome| match outcome {
+                    Ok(()) => reply.written(length),
+                    Err(errno) => reply.error(errno),
+                });
+            }
+        }
     }
 
     fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {

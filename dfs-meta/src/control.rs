@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dfs_common::{ErrorCode, NodeId, SessionId, layout::Replicas, node::NodeState};
+use dfs_common::{ErrorCode, FileId, NodeId, SessionId, layout::Replicas, node::NodeState};
 use dfs_proto::status::RpcError;
 use tokio::sync::{Notify, watch};
 
@@ -145,6 +145,14 @@ impl Handle {
     /// This node does not lead.
     pub fn session_closed(&self, session: SessionId) -> Result<(), RpcError> {
         self.lead(|soft, _| soft.sessions.closed(session))
+    }
+
+    /// The writer of a pending version has ended it: no chunk of it that is unknown now will ever be listed.
+    ///
+    /// # Errors
+    /// This node does not lead any more.
+    pub fn writer_ended(&self, file: FileId) -> Result<(), RpcError> {
+        self.lead(|soft, _| soft.unknown.ended(file))
     }
 
     /// A session renews. Returns whether the next renewal must bring the full set of pins.

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use dfs_common::{
-    Attr, ChunkId, ChunkRef, ErrorCode, FileId, FileKind, InodeId, Layout, NodeId, layout::Replicas, node::NodeState,
+    Attr, ChunkId, ChunkRef, ErrorCode, FileId, FileKind, InodeId, Layout, NodeId, SetAttr, SetTime, layout::Replicas,
+    node::NodeState,
 };
 
 use crate::{status::RpcError, v1};
@@ -242,4 +243,29 @@ pub fn layout(wire: v1::Layout) -> Result<(Layout, Vec<NodeAddress>), RpcError> 
     let layout =
         Layout::Replicated { file_id: file_id(&wire.file_id)?, size: wire.size, chunk_size: wire.chunk_size, chunks };
     Ok((layout, nodes))
+}
+
+/// Attributes to change, from the wire.
+#[must_use]
+pub fn set_attr(wire: &v1::SetAttr) -> SetAttr {
+    let time = |now: bool, at: Option<i64>| if now { Some(SetTime::Now) } else { at.map(SetTime::At) };
+    SetAttr {
+        mode: wire.mode,
+        uid: wire.uid,
+        gid: wire.gid,
+        atime: time(wire.atime_now, wire.atime_ns),
+        mtime: time(wire.mtime_now, wire.mtime_ns),
+    }
+}
+
+/// Attributes of `ino` to change, to the wire.
+#[must_use]
+pub fn set_attr_to_wire(ino: InodeId, set: &SetAttr) -> v1::SetAttr {
+    let at = |time: Option<SetTime>| match time {
+        Some(SetTime::At(ns)) => (Some(ns), false),
+        Some(SetTime::Now) => (None, true),
+        None => (None, false),
+    };
+    let ((atime_ns, atime_now), (mtime_ns, mtime_now)) = (at(set.atime), at(set.mtime));
+    v1::SetAttr { ino: ino.0, mode: set.mode, uid: set.uid, gid: set.gid, atime_ns, mtime_ns, atime_now, mtime_now }
 }

@@ -12,7 +12,9 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use dfs_common::{Attr, ChunkRef, ErrorCode, FileId, FileKind, InodeId, checksum, layout::chunk_count, name};
+use dfs_common::{
+    Attr, ChunkRef, ErrorCode, FileId, FileKind, InodeId, SetAttr, SetTime, checksum, layout::chunk_count, name,
+};
 use dfs_proto::{convert, v1, v1::mutate_request::Op};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -281,11 +283,12 @@ impl<P: Fn(u64, u64) + Send + Sync> Upload<'_, P> {
             sha256: convert::id_bytes(&chunk.sha256),
             replicas: convert::replicas_to_wire(&chunk.replicas),
         });
+        let set = SetAttr { mtime: Some(SetTime::At(self.head.mtime_ns)), ..SetAttr::default() };
         let op = Op::CommitFile(v1::CommitFile {
             file_id: convert::id_bytes(self.pending.file_id.as_bytes()),
             size: self.head.size,
             chunks: chunks.collect(),
-            mtime_ns: Some(self.head.mtime_ns),
+            set: Some(convert::set_attr_to_wire(self.pending.ino, &set)),
             done,
         });
         let what = format!("publishing \"{}\"", self.head.remote);

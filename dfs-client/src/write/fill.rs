@@ -176,7 +176,7 @@ impl Core {
     }
 
     /// Drops what lies behind `keep` bytes of a slot: were it kept, it would come back when the file grows again.
-    async fn cut_slot(&self, state: &mut State, index: u64, keep: usize) -> Result<(), Error> {
+    pub(super) async fn cut_slot(&self, state: &mut State, index: u64, keep: usize) -> Result<(), Error> {
         let has = match state.slots.get(index) {
             Slot::Hole => 0,
             Slot::Stored(stored) => stored.chunk.length as usize,

@@ -22,18 +22,19 @@ impl Core {
         Ok(file_id)
     }
 
-    pub(super) async fn publish(&self, mtime_ns: Option<i64>, done: bool) -> Result<Attr, Error> {
+    pub(super) async fn publish(&self, set: SetAttr, done: bool) -> Result<Attr, Error> {
         let mut state = self.lock().await?;
         let state = &mut *state;
         if state.published && !self.dirty.load(Ordering::Acquire) {
             if done {
                 self.end(state);
             }
-            return self.touch(state, mtime_ns).await;
+            return self.touch(state, set).await;
         }
         let published = async {
+            self.trim(state).await?;
             self.settle(state).await?;
-            self.commit(state, mtime_ns, done).await
+            self.commit(state, set, done).await
         };
         match published.await {
             Ok(attr) => Ok(attr),
@@ -41,14 +42,24 @@ impl Core {
         }
     }
 
-    /// Sets a modification time that came after the last publication.
-    async fn touch(&self, state: &mut State, mtime_ns: Option<i64>) -> Result<Attr, Error> {
-        if let Some(at) = mtime_ns.filter(|at| *at != state.attr.mtime_ns) {
-            let change = SetAttr { mtime: Some(SetTime::At(at)), ..SetAttr::default() };
+    /// Sets attributes that came after the last publication.
+    async fn touch(&self, state: &mut State, mut set: SetAttr) -> Result<Attr, Error> {
+        set.mtime = set.mtime.filter(|at| *at != SetTime::At(state.attr.mtime_ns));
+        if set != SetAttr::default() {
             let dfs = crate::Dfs { shared: self.shared().clone() };
-            state.attr = dfs.setattr(self.ino, change).await?;
+            state.attr = dfs.setattr(self.ino, set).await?;
         }
         Ok(state.attr.clone())
+    }
+
+    /// Drops what a write that was given up had put behind the end already.
+    async fn trim(&self, state: &mut State) -> Result<(), Error> {
+        let size = self.size.load(Ordering::Acquire);
+        match usize::try_from(size % self.chunk_size).expect("chunks are small") {
+            // A whole last chunk has nothing behind its end, and what lies behind that one is not committed.
+            0 => Ok(()),
+            keep => self.cut_slot(state, size / self.chunk_size, keep).await,
+        }
     }
 
     /// Brings every chunk to the write quorum.
@@ -63,14 +74,15 @@ impl Core {
         Ok(())
     }
 
-    async fn commit(&self, state: &mut State, mtime_ns: Option<i64>, done: bool) -> Result<Attr, Error> {
+    async fn commit(&self, state: &mut State, set: SetAttr, done: bool) -> Result<Attr, Error> {
         let size = self.size.load(Ordering::Acquire);
         let count = chunk_count(size, u32::try_from(self.chunk_size).expect("chunks are small"));
         state.slots.resize(count);
         let chunks = state.slots.iter().map(committed).collect::<Result<_, _>>()?;
         let file_id = self.pending(state).await?;
         let file_id = convert::id_bytes(file_id.as_bytes());
-        let op = Op::CommitFile(v1::CommitFile { file_id, size, chunks, mtime_ns, done });
+        let set = Some(convert::set_attr_to_wire(self.ino, &set));
+        let op = Op::CommitFile(v1::CommitFile { file_id, size, chunks, set, done });
         let what = format!("publishing inode {}", self.ino);
         let answer = self.shared().cluster.mutate_in(&self.session, what, op).await?;
         let attr =

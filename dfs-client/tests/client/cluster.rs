@@ -6,7 +6,7 @@ use std::{
 };
 
 use dfs_client::{Dfs, NewFile, Options};
-use dfs_common::{ErrorCode, InodeId};
+use dfs_common::{ErrorCode, InodeId, SetAttr};
 use dfs_proto::v1::mutate_request::Op;
 
 use crate::{Cluster, lock};
@@ -149,13 +149,13 @@ async fn a_writer_of_an_ended_session_fails_for_good_and_new_ones_work() {
     writer.write_at(0, b"abc").await.expect("buffered");
     cluster.meta.expire_sessions();
     for _ in 0..2 {
-        assert_eq!(writer.publish(None).await.expect_err("lost").errno(), 5);
+        assert_eq!(writer.publish(SetAttr::default()).await.expect_err("lost").errno(), 5);
         assert_eq!(writer.write_at(3, b"d").await.expect_err("lost").errno(), 5);
     }
     assert!(writer.failure().is_some());
     let writer = dfs.open_writer(created.attr.ino, true).await.expect("opens");
     writer.write_at(0, b"xyz").await.expect("buffered");
-    assert_eq!(writer.publish(None).await.expect("published").size, 3);
+    assert_eq!(writer.publish(SetAttr::default()).await.expect("published").size, 3);
 }
 
 #[tokio::test]
@@ -166,7 +166,7 @@ async fn pins_are_told_as_differences_and_in_full_to_a_new_leader() {
     let created = dfs.create(ROOT, b"f", NewFile::default()).await.expect("created");
     let writer = dfs.open_new_writer(&created).await.expect("opens");
     writer.write_at(0, b"abc").await.expect("buffered");
-    writer.publish_and_finish(None).await.expect("published");
+    writer.publish_and_finish(SetAttr::default()).await.expect("published");
     let reader = dfs.open_reader(created.attr.ino).await.expect("opens");
     let pinned = || lock(&cluster.meta.state).pinned.len();
     let until = async |wanted: usize| {
@@ -200,7 +200,7 @@ async fn a_small_file_costs_three_calls() {
         let created = dfs.create(ROOT, format!("f{i}").as_bytes(), NewFile::default()).await.expect("created");
         let writer = dfs.open_new_writer(&created).await.expect("opens");
         writer.write_at(0, &[1; 4096]).await.expect("buffered");
-        writer.publish_and_finish(None).await.expect("published");
+        writer.publish_and_finish(SetAttr::default()).await.expect("published");
     }
     assert_eq!(cluster.meta.calls("mutate"), 2 * before);
     assert!(cluster.meta.calls("allocate_chunks") <= 4, "{}", cluster.meta.calls("allocate_chunks"));

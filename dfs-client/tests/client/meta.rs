@@ -279,7 +279,7 @@ impl State {
         inode.attr.size = commit.size;
         inode.attr.file_id = file_id;
         inode.attr.generation += 1;
-        inode.attr.mtime_ns = commit.mtime_ns.unwrap_or(inode.attr.mtime_ns);
+        inode.attr.mtime_ns = commit.set.and_then(|set| set.mtime_ns).unwrap_or(inode.attr.mtime_ns);
         inode.layout = Some(layout);
         let attr = Some(inode.attr.clone());
         if commit.done {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use dfs_client::NewFile;
-use dfs_common::InodeId;
+use dfs_common::{InodeId, SetAttr};
 
 use crate::{CHUNK, Cluster, pattern, write::content};
 
@@ -64,20 +64,20 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
             Step::Publish | Step::PublishAndFinish => {
                 let attr = match step {
-                    Step::Publish => writer.publish(None).await,
-                    _ => writer.publish_and_finish(None).await,
+                    Step::Publish => writer.publish(SetAttr::default()).await,
+                    _ => writer.publish_and_finish(SetAttr::default()).await,
                 };
                 prop_assert_eq!(attr.expect("published").size, model.len() as u64);
                 prop_assert!(content(&dfs, writer.ino()).await == model, "published in step {number}");
             }
             Step::Reopen => {
-                writer.publish(None).await.expect("published");
+                writer.publish(SetAttr::default()).await.expect("published");
                 writer = dfs.open_writer(created.attr.ino, false).await.expect("opens");
             }
         }
         prop_assert_eq!(writer.size(), model.len() as u64);
     }
-    writer.publish(None).await.expect("published");
+    writer.publish(SetAttr::default()).await.expect("published");
     prop_assert!(content(&dfs, writer.ino()).await == model, "at the end");
     dfs.close().await;
     Ok(())

@@ -6,7 +6,7 @@ use std::{
 };
 
 use dfs_client::{Dfs, NewFile, Options};
-use dfs_common::{ErrorCode, InodeId};
+use dfs_common::{ErrorCode, InodeId, SetAttr};
 
 use crate::{CHUNK, Cluster, lock, pattern};
 
@@ -16,7 +16,7 @@ async fn file(dfs: &Dfs, data: &[u8]) -> InodeId {
     let created = dfs.create(InodeId::ROOT, b"f", NewFile::default()).await.expect("created");
     let writer = dfs.open_new_writer(&created).await.expect("opens");
     writer.write_at(0, data).await.expect("written");
-    writer.publish_and_finish(None).await.expect("published").ino
+    writer.publish_and_finish(SetAttr::default()).await.expect("published").ino
 }
 
 fn gets(cluster: &Cluster) -> u32 {

@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use dfs_client::{Dfs, NewFile, Options, Writer};
-use dfs_common::{ErrorCode, InodeId};
+use dfs_common::{ErrorCode, InodeId, SetAttr, SetTime};
 
 use crate::{CHUNK, Cluster, lock, pattern};
 
@@ -26,11 +26,11 @@ async fn an_empty_file_is_published() {
     let dfs = cluster.connect().await;
     let writer = create(&dfs, "empty").await;
     assert!(writer.is_dirty(), "it must be published once");
-    assert_eq!(writer.publish(None).await.expect("published").size, 0);
+    assert_eq!(writer.publish(SetAttr::default()).await.expect("published").size, 0);
     assert!(!writer.is_dirty());
     assert_eq!(content(&dfs, writer.ino()).await, b"");
     let commits = cluster.meta.calls("mutate");
-    writer.publish(None).await.expect("nothing to do");
+    writer.publish(SetAttr::default()).await.expect("nothing to do");
     assert_eq!(cluster.meta.calls("mutate"), commits);
     writer.finish().await;
     drop(writer);
@@ -50,7 +50,10 @@ async fn sizes_around_a_chunk() {
             writer.write_at((i * 10_007) as u64, piece).await.expect("written");
         }
         assert_eq!(writer.read_at(0, len + 5).await.expect("reads").concat(), data);
-        let attr = writer.publish_and_finish(Some(77)).await.expect("published");
+        let attr = writer
+            .publish_and_finish(SetAttr { mtime: Some(SetTime::At(77)), ..SetAttr::default() })
+            .await
+            .expect("published");
         assert_eq!((attr.size, attr.mtime_ns), (len as u64, 77));
         assert!(content(&dfs, attr.ino).await == data, "{len} bytes");
         assert_eq!(cluster.meta.replicated(attr.ino.0).len(), len.div_ceil(chunk));
@@ -64,7 +67,7 @@ async fn appends_and_rewrites_share_untouched_chunks() {
     let writer = create(&dfs, "f").await;
     let mut data = pattern(4 * CHUNK as usize + 100, 1);
     writer.write_at(0, &data).await.expect("written");
-    let ino = writer.publish_and_finish(None).await.expect("published").ino;
+    let ino = writer.publish_and_finish(SetAttr::default()).await.expect("published").ino;
     let before = cluster.meta.replicated(ino.0);
     let writer = dfs.open_writer(ino, false).await.expect("opens");
     assert!(!writer.is_dirty());
@@ -72,16 +75,16 @@ async fn appends_and_rewrites_share_untouched_chunks() {
     data.extend_from_slice(b"tail");
     writer.write_at(u64::from(CHUNK) + 3, b"middle").await.expect("written");
     data[CHUNK as usize + 3..][..6].copy_from_slice(b"middle");
-    writer.publish(None).await.expect("published");
+    writer.publish(SetAttr::default()).await.expect("published");
     assert!(content(&dfs, ino).await == data);
     let after = cluster.meta.replicated(ino.0);
     let shared: Vec<bool> = before.iter().zip(&after).map(|(a, b)| a.chunk_id == b.chunk_id).collect();
     assert_eq!(shared, [true, false, true, true, false]);
     // A write after the version was ended opens another one.
-    writer.publish_and_finish(None).await.expect("nothing new");
+    writer.publish_and_finish(SetAttr::default()).await.expect("nothing new");
     writer.write_at(0, b"again").await.expect("written");
     data[..5].copy_from_slice(b"again");
-    writer.publish(None).await.expect("published");
+    writer.publish(SetAttr::default()).await.expect("published");
     assert!(content(&dfs, ino).await == data);
 }
 
@@ -93,7 +96,7 @@ async fn holes_are_not_stored_and_read_as_zeros() {
     let end = 10 * u64::from(CHUNK);
     writer.write_at(end, b"x").await.expect("written");
     writer.truncate(end + 100).await.expect("extended");
-    let attr = writer.publish(None).await.expect("published");
+    let attr = writer.publish(SetAttr::default()).await.expect("published");
     let mut expected = vec![0; usize::try_from(end).expect("small") + 100];
     expected[usize::try_from(end).expect("small")] = b'x';
     assert!(content(&dfs, attr.ino).await == expected);
@@ -107,10 +110,10 @@ async fn what_was_cut_off_does_not_come_back() {
     let dfs = cluster.connect().await;
     let writer = create(&dfs, "f").await;
     writer.write_at(0, &vec![9; 2 * CHUNK as usize]).await.expect("written");
-    writer.publish(None).await.expect("published");
+    writer.publish(SetAttr::default()).await.expect("published");
     writer.truncate(u64::from(CHUNK) + 10).await.expect("cut");
     writer.truncate(2 * u64::from(CHUNK)).await.expect("extended");
-    let attr = writer.publish(None).await.expect("published");
+    let attr = writer.publish(SetAttr::default()).await.expect("published");
     let mut expected = vec![9; CHUNK as usize + 10];
     expected.resize(2 * CHUNK as usize, 0);
     assert!(content(&dfs, attr.ino).await == expected);
@@ -127,7 +130,7 @@ async fn a_failed_primary_means_a_new_attempt_elsewhere() {
     let writer = create(&dfs, "f").await;
     let data = pattern(20 * CHUNK as usize, 3);
     writer.write_at(0, &data).await.expect("written");
-    let attr = writer.publish(None).await.expect("published");
+    let attr = writer.publish(SetAttr::default()).await.expect("published");
     assert!(content(&dfs, attr.ino).await == data);
     for chunk in cluster.meta.replicated(attr.ino.0) {
         assert!(chunk.replicas.len() >= 2 && !chunk.replicas.contains(&1), "{:?}", chunk.replicas);
@@ -141,15 +144,15 @@ async fn too_few_nodes_end_in_an_error_within_the_deadline_and_the_old_content_s
     let dfs = Dfs::connect(options).await.expect("connects");
     let writer = create(&dfs, "f").await;
     writer.write_at(0, b"old").await.expect("written");
-    let ino = writer.publish(None).await.expect("published").ino;
+    let ino = writer.publish(SetAttr::default()).await.expect("published").ino;
     cluster.storage[0].kill();
     cluster.storage[1].kill();
     writer.write_at(0, b"new").await.expect("buffered");
     let since = std::time::Instant::now();
-    let error = writer.publish(None).await.expect_err("one node is not a quorum");
+    let error = writer.publish(SetAttr::default()).await.expect_err("one node is not a quorum");
     assert!(since.elapsed() < Duration::from_secs(4), "{error}");
     assert_eq!(error.errno(), 5);
-    assert_eq!(writer.publish(None).await.expect_err("repeated"), error);
+    assert_eq!(writer.publish(SetAttr::default()).await.expect_err("repeated"), error);
     assert_eq!(cluster.meta.layout(ino.0).expect("published").size, 3);
     writer.abort().await;
 }
@@ -161,7 +164,7 @@ async fn a_full_cluster_is_enospc() {
     lock(&cluster.meta.state).allocate_error = Some(ErrorCode::NoSpace);
     let writer = create(&dfs, "f").await;
     writer.write_at(0, b"x").await.expect("buffered");
-    assert_eq!(writer.publish(None).await.expect_err("full").code, ErrorCode::NoSpace);
+    assert_eq!(writer.publish(SetAttr::default()).await.expect_err("full").code, ErrorCode::NoSpace);
     assert_eq!(writer.write_at(0, b"x").await.expect_err("repeated").code, ErrorCode::NoSpace);
     drop(writer);
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -175,7 +178,7 @@ async fn an_aborted_writer_publishes_nothing() {
     let writer = create(&dfs, "f").await;
     writer.write_at(0, &pattern(3 * CHUNK as usize, 1)).await.expect("written");
     writer.abort().await;
-    assert!(writer.publish(None).await.is_err());
+    assert!(writer.publish(SetAttr::default()).await.is_err());
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!((cluster.meta.pending(), cluster.meta.layout(writer.ino().0)), (0, None));
 }
@@ -200,7 +203,7 @@ async fn the_memory_budget_holds_for_many_writers_on_slow_nodes() {
                 let at = n * (64 << 10);
                 writer.write_at(at as u64, &data[at..at + (64 << 10)]).await.expect("written");
             }
-            let ino = writer.publish(None).await.expect("published").ino;
+            let ino = writer.publish(SetAttr::default()).await.expect("published").ino;
             (ino, data)
         });
     }

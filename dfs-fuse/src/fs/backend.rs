@@ -35,9 +35,9 @@ pub(crate) trait VersionWriter: Send + Sync + 'static {
     /// Why it failed, if it did.
     fn failure(&self) -> Option<Error>;
     /// Makes the content durable and visible.
-    fn publish(&self, mtime_ns: Option<i64>) -> impl Future<Output = Outcome<Attr>> + Send;
+    fn publish(&self, set: SetAttr) -> impl Future<Output = Outcome<Attr>> + Send;
     /// Publishes and ends the pending version.
-    fn publish_and_finish(&self, mtime_ns: Option<i64>) -> impl Future<Output = Outcome<Attr>> + Send;
+    fn publish_and_finish(&self, set: SetAttr) -> impl Future<Output = Outcome<Attr>> + Send;
     /// Ends the pending version.
     fn finish(&self) -> impl Future<Output = ()> + Send;
     /// Drops what is unpublished and ends the pending version.
@@ -140,11 +140,11 @@ impl VersionWriter for Writer {
     fn failure(&self) -> Option<Error> {
         Self::failure(self)
     }
-    async fn publish(&self, mtime_ns: Option<i64>) -> Outcome<Attr> {
-        Self::publish(self, mtime_ns).await
+    async fn publish(&self, set: SetAttr) -> Outcome<Attr> {
+        Self::publish(self, set).await
     }
-    async fn publish_and_finish(&self, mtime_ns: Option<i64>) -> Outcome<Attr> {
-        Self::publish_and_finish(self, mtime_ns).await
+    async fn publish_and_finish(&self, set: SetAttr) -> Outcome<Attr> {
+        Self::publish_and_finish(self, set).await
     }
     async fn finish(&self) {
         Self::finish(self).await;

@@ -150,7 +150,7 @@ struct WriterState {
 }
 
 impl FakeWriter {
-    fn commit(&self, mtime_ns: Option<i64>) -> Outcome<Attr> {
+    fn commit(&self, set: SetAttr) -> Outcome<Attr> {
         let mut state = lock(&self.state);
         let mut world = lock(&self.cluster.0);
         if let Some(code) = world.fail_publish {
@@ -163,7 +163,8 @@ impl FakeWriter {
         let node = world.node(self.ino)?;
         node.content = Arc::new(state.content.clone());
         node.attr.size = state.content.len() as u64;
-        node.attr.mtime_ns = mtime_ns.unwrap_or(now);
+        node.attr.mtime_ns = now;
+        super::apply(&mut node.attr, set);
         node.attr.file_id = Some(FileId::random());
         node.is_listed = true;
         state.dirty = false;
@@ -213,13 +214,13 @@ impl VersionWriter for FakeWriter {
     fn failure(&self) -> Option<Error> {
         lock(&self.state).failure.clone()
     }
-    async fn publish(&self, mtime_ns: Option<i64>) -> Outcome<Attr> {
+    async fn publish(&self, set: SetAttr) -> Outcome<Attr> {
         self.cluster.note("publish");
-        self.commit(mtime_ns)
+        self.commit(set)
     }
-    async fn publish_and_finish(&self, mtime_ns: Option<i64>) -> Outcome<Attr> {
+    async fn publish_and_finish(&self, set: SetAttr) -> Outcome<Attr> {
         self.cluster.note("publish_and_finish");
-        let attr = self.commit(mtime_ns)?;
+        let attr = self.commit(set)?;
         lock(&self.state).ended = true;
         Ok(attr)
     }

@@ -291,8 +291,8 @@ impl<B: Backend> Fs<B> {
         let Some(writer) = slot.as_ref() else { return Ok(()) };
         let Some(unpublished) = inode.unpublished(writer) else { return Ok(()) };
         let outcome = match end {
-            true => writer.publish_and_finish(unpublished.mtime_ns).await,
-            false => writer.publish(unpublished.mtime_ns).await,
+            true => writer.publish_and_finish(unpublished.set).await,
+            false => writer.publish(unpublished.set).await,
         };
         self.published(inode, outcome)
     }
@@ -338,7 +338,7 @@ impl<B: Backend> Fs<B> {
             Some(left) if left.was_killed => writer.abort().await,
             // Memory mappings are written back after the last close.
             Some(left) => {
-                if let Err(error) = self.published(inode, writer.publish_and_finish(left.mtime_ns).await) {
+                if let Err(error) = self.published(inode, writer.publish_and_finish(left.set).await) {
                     tracing::warn!(ino = inode.ino.0, %error, "changes made after the last close are lost");
                     writer.abort().await;
                 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use dfs_common::{Attr, InodeId};
+use dfs_common::{Attr, InodeId, SetAttr, SetTime};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{
@@ -60,6 +60,9 @@ struct State<W> {
     /// Time of the last change, which goes into the next publication. Set by writes, and by utimensat(2) between the last
     /// write and close, as `cp -a` does.
     mtime_ns: Option<i64>,
+    /// Other attributes that were set on a file that was created here and is not published. Nobody else sees the file, so
+    /// they go with its publication and cost no call of their own: `cp -a` sets owner, mode and times of every file.
+    deferred: SetAttr,
     /// Whether the cluster lists the file.
     is_published: bool,
     /// Whether this mount created the file and would know if its name went: only then a publication may end the pending
@@ -78,8 +81,8 @@ struct State<W> {
 /// What the next publication is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Unpublished {
-    /// Time of the last change.
-    pub(crate) mtime_ns: Option<i64>,
+    /// Attributes that go with it; the time of the last change is among them.
+    pub(crate) set: SetAttr,
     /// Only created, or truncated by open.
     pub(crate) is_untouched: bool,
     /// Left by a killed process.
@@ -101,6 +104,7 @@ impl<B: Backend> OpenInode<B> {
                 attr: None,
                 fetched: None,
                 mtime_ns: None,
+                deferred: SetAttr::default(),
                 is_published: true,
                 has_known_name: false,
                 is_removed: false,
@@ -214,6 +218,29 @@ impl<B: Backend> OpenInode<B> {
         }
     }
 
+    /// Keeps a change for the publication of a file that nobody else can see yet, and gives its attributes; `None` if the file
+    /// is not such a one. The slot is held alone, so that no publication is under way that would miss the change.
+    pub(crate) async fn defer(&self, change: SetAttr) -> Option<Attr> {
+        let _slot = self.slot.write().await;
+        let mut state = self.state();
+        if state.is_published || !state.is_being_changed() || state.is_removed {
+            return None;
+        }
+        let now = now_ns();
+        state.attr.as_mut()?.ctime_ns = now;
+        let at = |time: SetTime| match time {
+            SetTime::Now => now,
+            SetTime::At(ns) => ns,
+        };
+        let deferred = &mut state.deferred;
+        deferred.mode = change.mode.or(deferred.mode);
+        deferred.uid = change.uid.or(deferred.uid);
+        deferred.gid = change.gid.or(deferred.gid);
+        deferred.atime = change.atime.map(|time| SetTime::At(at(time))).or(deferred.atime);
+        state.mtime_ns = change.mtime.map(at).or(state.mtime_ns);
+        state.attr.clone().map(|attr| state.patch(attr))
+    }
+
     /// The name under which this mount created the file is gone, or no longer the only one.
     pub(crate) fn lost_name(&self, is_removed: bool) {
         let mut state = self.state();
@@ -225,7 +252,7 @@ impl<B: Backend> OpenInode<B> {
     pub(crate) fn unpublished(&self, writer: &B::Writer) -> Option<Unpublished> {
         let state = self.state();
         (writer.is_dirty() && !state.is_removed).then_some(Unpublished {
-            mtime_ns: state.mtime_ns,
+            set: SetAttr { mtime: state.mtime_ns.map(SetTime::At), ..state.deferred },
             is_untouched: !state.is_touched,
             was_killed: state.was_killed,
             may_end: state.has_known_name && state.write_handles == 1,
@@ -239,6 +266,7 @@ impl<B: Backend> OpenInode<B> {
         state.attr = Some(attr);
         state.fetched = Some(Instant::now());
         state.is_published = true;
+        state.deferred = SetAttr::default();
         state.is_touched = false;
         state.was_killed = false;
         state.mtime_ns = None;
@@ -284,6 +312,7 @@ impl<B: Backend> OpenInode<B> {
     pub(crate) fn change_orphan(&self, change: impl FnOnce(&mut Attr)) -> Option<Attr> {
         if let Some(attr) = self.state().attr.as_mut() {
             change(attr);
+            attr.ctime_ns = now_ns();
         }
         self.orphan_attr()
     }
@@ -297,6 +326,7 @@ impl<W: super::backend::VersionWriter> State<W> {
     fn patch(&self, mut attr: Attr) -> Attr {
         if let Some(writer) = self.writer.as_ref().filter(|writer| writer.is_dirty()) {
             attr.size = writer.size();
+            super::apply(&mut attr, self.deferred);
             if let Some(mtime_ns) = self.mtime_ns {
                 attr.mtime_ns = mtime_ns;
                 attr.ctime_ns = attr.ctime_ns.max(mtime_ns);

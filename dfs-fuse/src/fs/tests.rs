@@ -246,6 +246,26 @@ async fn a_time_set_between_write_and_close_survives_the_publication() {
 }
 
 #[tokio::test]
+async fn attributes_of_a_new_file_go_with_its_publication() {
+    let mount = Mount::new();
+    let (ino, handle) = mount.create("f").await;
+    mount.write(handle, 0, "x").await;
+    let owner = SetAttr { uid: Some(7), gid: Some(8), ..SetAttr::default() };
+    let times = SetAttr { atime: Some(SetTime::At(41)), mtime: Some(SetTime::At(42)), ..SetAttr::default() };
+    for change in [owner, times, SetAttr { mode: Some(0o600), ..SetAttr::default() }] {
+        mount.fs.setattr(ino, None, change).await.expect("set");
+    }
+    let facts = |attr: Attr| (attr.uid, attr.gid, attr.atime_ns, attr.mtime_ns, attr.mode);
+    let set = (7, 8, 41, 42, 0o600);
+    assert_eq!(facts(mount.fs.getattr(ino, None).await.expect("found").attr), set, "seen here at once");
+    assert_ne!(facts(mount.cluster.attr(ino)), set, "no call of their own");
+    mount.close(handle).await;
+    assert_eq!(facts(mount.cluster.attr(ino)), set);
+    mount.fs.setattr(ino, None, SetAttr { mode: Some(0o640), ..SetAttr::default() }).await.expect("set");
+    assert_eq!(mount.cluster.attr(ino).mode, 0o640, "a published file changes at once");
+}
+
+#[tokio::test]
 async fn an_open_reader_keeps_its_version_and_its_size() {
     let mount = Mount::new();
     let ino = mount.file("f", "the old text").await;

@@ -8,7 +8,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -114,6 +114,28 @@ impl Adapter {
             // The reply answers EIO when it is dropped; the mount lives on.
             Err(_) => tracing::error!(operation, ino = ino.0, "an operation panicked"),
         }
+    }
+
+    /// The outcome of `work` if it need not wait for anything; else `work` is dropped where it began to wait.
+    pub(super) fn at_once<T>(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Option<Result<T, Errno>> {
+        let _runtime = self.runtime.enter();
+        let work = std::pin::pin!(work);
+        let polled = catch_unwind(AssertUnwindSafe(|| work.poll(&mut Context::from_waker(Waker::noop()))));
+        let outcome = match polled {
+            Ok(Poll::Ready(outcome)) => outcome.map_err(|error| self.counters.errno(operation, ino.0, &error)),
+            Ok(Poll::Pending) => return None,
+            Err(_) => {
+                tracing::error!(operation, ino = ino.0, "an operation panicked");
+                Err(Errno::EIO)
+            }
+        };
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        Some(outcome)
     }
 
     /// Runs `work`, which asks the cluster in any case, and hands its outcome to `reply`. Begun on the runtime, all its steps

@@ -5,13 +5,17 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    num::NonZeroUsize,
     time::{Duration, Instant},
 };
 
 use dfs_common::{ChunkId, FileId, NodeId};
+use lru::LruCache;
 
 /// Unknown chunks remembered. What does not fit is found again by the next full inventory.
 const UNKNOWN_MAX: usize = 200_000;
+/// Ended pending versions remembered. What a forgotten one left waits for the grace time, as what a dead writer left.
+const ENDED_MAX: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("not zero");
 /// First pause before an unknown chunk is looked up again; doubled each time up to [`RECHECK_MAX`]. A chunk is unknown for a
 /// moment whenever a node reports it before the writer publishes.
 const RECHECK_FIRST: Duration = Duration::from_secs(1);
@@ -62,11 +66,19 @@ struct Unknown {
 }
 
 /// Chunks on disks that the state does not know, with when they were first seen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct UnknownChunks {
     chunks: HashMap<(NodeId, ChunkId), Unknown>,
     due: BTreeSet<(Instant, NodeId, ChunkId)>,
     dropped: u64,
+    /// Pending versions that their own writers have ended lately.
+    ended: LruCache<FileId, ()>,
+}
+
+impl Default for UnknownChunks {
+    fn default() -> Self {
+        Self { chunks: HashMap::new(), due: BTreeSet::new(), dropped: 0, ended: LruCache::new(ENDED_MAX) }
+    }
 }
 
 /// An unknown chunk that is due to be looked up again.
@@ -78,7 +90,8 @@ pub struct Due {
     pub chunk: ChunkId,
     /// The version in its footer.
     pub file: FileId,
-    /// Unknown for longer than the grace time.
+    /// Unknown for longer than the grace time, or left by a writer that has ended its pending version and so can never
+    /// list it.
     pub overdue: bool,
 }
 
@@ -95,6 +108,11 @@ impl UnknownChunks {
         let next = now + RECHECK_FIRST;
         self.chunks.insert((node, chunk), Unknown { file, first_seen: now, next, pause: RECHECK_FIRST });
         self.due.insert((next, node, chunk));
+    }
+
+    /// The writer of a pending version has ended it.
+    pub fn ended(&mut self, file: FileId) {
+        self.ended.put(file, ());
     }
 
     /// The chunk is no longer there, or no longer unknown.
@@ -118,7 +136,8 @@ impl UnknownChunks {
             unknown.pause = (unknown.pause * 2).min(RECHECK_MAX);
             unknown.next = now + unknown.pause;
             self.due.insert((unknown.next, node, chunk));
-            taken.push(Due { node, chunk, file: unknown.file, overdue: age >= grace });
+            let overdue = age >= grace || self.ended.contains(&unknown.file);
+            taken.push(Due { node, chunk, file: unknown.file, overdue });
         }
         taken
     }
@@ -214,6 +233,11 @@ mod tests {
         assert!((10..20).contains(&lookups), "{lookups}");
         let due = unknown.take_due(grace, 10, t0 + Duration::from_secs(661));
         assert_eq!(due, [Due { node, chunk, file: file(1), overdue: true }]);
+        unknown.ended(file(2));
+        unknown.note(node, ChunkId([9; 32]), file(2), t0);
+        let due = unknown.take_due(grace, 10, t0 + Duration::from_secs(1));
+        assert!(due.iter().any(|due| due.file == file(2) && due.overdue), "its writer has ended: {due:?}");
+        unknown.forget(node, ChunkId([9; 32]));
         unknown.forget(node, chunk);
         assert!(unknown.is_empty() && unknown.due.is_empty());
     }

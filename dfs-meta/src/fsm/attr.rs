@@ -18,18 +18,7 @@ const XATTR_TOTAL_MAX: usize = 256 << 10;
 impl State {
     pub(super) fn set_attr(&mut self, now_ns: i64, session: SessionId, ino: InodeId, set: &SetAttr) -> Outcome {
         self.visible(Some(session), ino).map_err(|code| Self::refuse_ino(code, ino))?;
-        let time = |set: SetTime| match set {
-            SetTime::Now => now_ns,
-            SetTime::At(ns) => ns,
-        };
-        self.touch(ino, |inode| {
-            inode.mode = set.mode.map_or(inode.mode, |mode| mode & 0o7777);
-            inode.uid = set.uid.unwrap_or(inode.uid);
-            inode.gid = set.gid.unwrap_or(inode.gid);
-            inode.atime_ns = set.atime.map_or(inode.atime_ns, time);
-            inode.mtime_ns = set.mtime.map_or(inode.mtime_ns, time);
-            inode.ctime_ns = now_ns;
-        });
+        self.touch(ino, |inode| inode.set(now_ns, set));
         Ok(self.mutated(ino))
     }
 
@@ -67,6 +56,22 @@ impl State {
             inode.ctime_ns = now_ns;
         });
         Ok(self.mutated(ino))
+    }
+}
+
+impl Inode {
+    /// Changes attributes at `now_ns`.
+    pub(super) fn set(&mut self, now_ns: i64, set: &SetAttr) {
+        let time = |set: SetTime| match set {
+            SetTime::Now => now_ns,
+            SetTime::At(ns) => ns,
+        };
+        self.mode = set.mode.map_or(self.mode, |mode| mode & 0o7777);
+        self.uid = set.uid.unwrap_or(self.uid);
+        self.gid = set.gid.unwrap_or(self.gid);
+        self.atime_ns = set.atime.map_or(self.atime_ns, time);
+        self.mtime_ns = set.mtime.map_or(self.mtime_ns, time);
+        self.ctime_ns = now_ns;
     }
 }
 

@@ -320,8 +320,8 @@ pub enum Op {
         size: u64,
         /// One for each slot, in order.
         chunks: Vec<CommittedChunk>,
-        /// Modification time; without one the leader's clock.
-        mtime_ns: Option<i64>,
+        /// Attributes that become visible with it; the modification time is the leader's clock if none is given.
+        set: SetAttr,
         /// The writer ends.
         done: bool,
     },

@@ -186,8 +186,8 @@ impl State {
             }
             Op::RemoveXattr { ino, name } => self.remove_xattr(now_ns, session, *ino, name),
             Op::OpenWrite { ino, file_id } => self.open_write(now_ns, session, *ino, *file_id),
-            Op::CommitFile { file_id, size, chunks, mtime_ns, done } => {
-                let content = super::version::Content { size: *size, chunks, mtime_ns: *mtime_ns };
+            Op::CommitFile { file_id, size, chunks, set, done } => {
+                let content = super::version::Content { size: *size, chunks, set };
                 self.commit_file(now_ns, session, *file_id, &content, *done)
             }
             Op::AbortFile { file_id } => self.abort_file(now_ns, session, *file_id),

@@ -12,7 +12,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use dfs_common::{
-    ChunkId, ErrorCode, FileId, InodeId, SessionId,
+    ChunkId, ErrorCode, FileId, InodeId, SessionId, SetAttr,
     checksum::sha256,
     layout::{Replicas, chunk_count},
 };
@@ -28,7 +28,7 @@ use super::{
 pub(super) struct Content<'a> {
     pub(super) size: u64,
     pub(super) chunks: &'a [CommittedChunk],
-    pub(super) mtime_ns: Option<i64>,
+    pub(super) set: &'a SetAttr,
 }
 
 /// Id of the publication of `file_id` that `publications` others came before.
@@ -118,8 +118,8 @@ impl State {
         }
         let published = match self.current_version(ino).filter(|id| self.holds(*id, chunk_size, content)) {
             Some(current) => {
-                if let Some(mtime_ns) = content.mtime_ns {
-                    self.touch(ino, |inode| (inode.mtime_ns, inode.ctime_ns) = (mtime_ns, now_ns));
+                if *content.set != SetAttr::default() {
+                    self.touch(ino, |inode| inode.set(now_ns, content.set));
                 }
                 current
             }
@@ -167,7 +167,8 @@ impl State {
         let replaced = self.current_version(ino);
         self.touch(ino, |inode| {
             inode.body = Body::File { version: Some(id) };
-            (inode.mtime_ns, inode.ctime_ns) = (content.mtime_ns.unwrap_or(now_ns), now_ns);
+            inode.mtime_ns = now_ns;
+            inode.set(now_ns, content.set);
         });
         if let Some(replaced) = replaced {
             self.free_version(now_ns, replaced);

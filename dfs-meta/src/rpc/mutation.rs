@@ -1,7 +1,7 @@
 //! `Mutate`: from the wire to an operation of the state machine and back.
 
 use bytes::Bytes;
-use dfs_common::{ChunkId, FileId, InodeId, SessionId, SetAttr, SetTime};
+use dfs_common::{ChunkId, FileId, InodeId, SessionId};
 use dfs_proto::{
     convert::{self, id_bytes},
     status::RpcError,
@@ -20,9 +20,18 @@ impl Service {
             return Err(invalid("sequence numbers start at 1"));
         }
         let op = op(request.op.ok_or_else(|| invalid("a mutation without an operation that this version knows"))?)?;
+        let ends = match &op {
+            Op::AbortFile { file_id } | Op::CommitFile { file_id, done: true, .. } => Some(*file_id),
+            _ => None,
+        };
         let command =
             Command::Mutate { session: SessionId(request.session_id), seq: request.seq, acked: request.acked, op };
-        Ok(match self.control.apply(command).await? {
+        let reply = self.control.apply(command).await?;
+        if let Some(file) = ends {
+            // A leader that was replaced meanwhile need not know: the grace time does the same later.
+            let _ = self.control.writer_ended(file);
+        }
+        Ok(match reply {
             Reply::Mutated { attr, file_id, existed } => v1::MutateResponse {
                 attr: attr.as_ref().map(Into::into),
                 file_id: file_id.map(|id| id_bytes(id.as_bytes())).unwrap_or_default(),
@@ -69,7 +78,7 @@ fn op(wire: mutate_request::Op) -> Result<Op, RpcError> {
             no_replace,
             exchange,
         },
-        Wire::SetAttr(set) => set_attr(&set),
+        Wire::SetAttr(set) => Op::SetAttr { ino: InodeId(set.ino), set: convert::set_attr(&set) },
         Wire::SetXattr(v1::SetXattr { ino, name, value, create, replace }) => {
             Op::SetXattr { ino: InodeId(ino), name: name.into(), value: value.into(), create, replace }
         }
@@ -87,25 +96,12 @@ fn mknod(node: v1::Mknod) -> Result<Op, RpcError> {
     Ok(Op::Mknod { parent, name, kind, mode, uid, gid, rdev, file_id })
 }
 
-fn set_attr(set: &v1::SetAttr) -> Op {
-    let time = |now: bool, at: Option<i64>| if now { Some(SetTime::Now) } else { at.map(SetTime::At) };
-    Op::SetAttr {
-        ino: InodeId(set.ino),
-        set: SetAttr {
-            mode: set.mode,
-            uid: set.uid,
-            gid: set.gid,
-            atime: time(set.atime_now, set.atime_ns),
-            mtime: time(set.mtime_now, set.mtime_ns),
-        },
-    }
-}
-
 fn commit_file(commit: v1::CommitFile) -> Result<Op, RpcError> {
-    let v1::CommitFile { file_id, size, chunks, mtime_ns, done } = commit;
+    let v1::CommitFile { file_id, size, chunks, set, done } = commit;
     let file_id = convert::file_id(&file_id)?;
     let chunks = chunks.into_iter().map(committed_chunk).collect::<Result<_, _>>()?;
-    Ok(Op::CommitFile { file_id, size, chunks, mtime_ns, done })
+    let set = set.as_ref().map(convert::set_attr).unwrap_or_default();
+    Ok(Op::CommitFile { file_id, size, chunks, set, done })
 }
 
 fn committed_chunk(wire: v1::CommittedChunk) -> Result<CommittedChunk, RpcError> {

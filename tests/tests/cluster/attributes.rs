@@ -56,6 +56,25 @@ fn a_write_changes_the_modification_time() -> Result<()> {
 }
 
 #[test]
+fn times_at_the_ends_of_what_there_is_do_no_harm() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    let mount = cluster.mount()?;
+    let path = mount.join("f");
+    files::write(&path, b"x")?;
+    // What a cluster keeps: 64 bits of nanoseconds, so about 292 years around 1970. Beyond, the nearest.
+    for (seconds, kept) in [(i64::MIN, i64::MIN / 1_000_000_000 - 1), (i64::MAX, i64::MAX / 1_000_000_000), (-7, -7)] {
+        let time = libc::timespec { tv_sec: seconds, tv_nsec: 0 };
+        let name = std::ffi::CString::new(path.to_string_lossy().as_bytes())?;
+        // SAFETY: the name ends in a zero byte and the array has the two times that utimensat(2) reads.
+        let code = unsafe { libc::utimensat(libc::AT_FDCWD, name.as_ptr(), [time, time].as_ptr(), 0) };
+        ensure!(code == 0, "{seconds}: {}", std::io::Error::last_os_error());
+        let found = fs::metadata(&path)?.mtime();
+        ensure!(found == kept, "{found} seconds instead of {kept}");
+    }
+    cluster.finish([mount])
+}
+
+#[test]
 fn truncate_shorter_longer_and_to_nothing() -> Result<()> {
     let mut cluster = Cluster::builder().start()?;
     let mut mount = cluster.mount()?;

@@ -1,6 +1,6 @@
 //! Creating, writing, publishing; who sees what until then.
 
-use dfs_common::{ErrorCode, FileId, SetAttr};
+use dfs_common::{ErrorCode, FileId, SetAttr, SetTime};
 
 use super::{
     super::{Command, Op, Reply},
@@ -158,15 +158,16 @@ fn each_flush_publishes_under_an_id_of_its_own() {
 }
 
 #[test]
-fn the_same_content_again_sets_only_the_given_time() {
+fn the_same_content_again_sets_only_the_given_attributes() {
     let mut lab = Lab::new();
     let a = lab.session(1);
     let (_, id) = lab.create(a, ROOT, "f");
     let first = lab.attr(a, commit(id, &[stored(1, &[1, 2])], false));
     assert_eq!(lab.attr(a, commit(id, &[stored(1, &[])], false)), first);
-    let op = Op::CommitFile { file_id: id, size: 100, chunks: vec![stored(1, &[])], mtime_ns: Some(5), done: true };
+    let set = SetAttr { mode: Some(0o400), mtime: Some(SetTime::At(5)), ..SetAttr::default() };
+    let op = Op::CommitFile { file_id: id, size: 100, chunks: vec![stored(1, &[])], set, done: true };
     let timed = lab.attr(a, op);
-    assert_eq!((timed.mtime_ns, timed.file_id), (5, first.file_id));
+    assert_eq!((timed.mtime_ns, timed.mode, timed.file_id), (5, 0o400, first.file_id));
     assert_eq!(lab.state.counters().garbage_versions, 0);
 }
 
@@ -204,8 +205,13 @@ fn content_is_checked_and_the_faulty_chunk_named() {
         assert!(refusal.message.starts_with("chunk 1 (") && refusal.message.contains(what), "{refusal}");
         assert!(lab.state.chunk(chunk_id(9)).is_none(), "{before}: a refused commit changes nothing");
     }
-    let size =
-        |size| Op::CommitFile { file_id: id, size, chunks: vec![stored(1, &[1, 2])], mtime_ns: None, done: false };
+    let size = |size| Op::CommitFile {
+        file_id: id,
+        size,
+        chunks: vec![stored(1, &[1, 2])],
+        set: SetAttr::default(),
+        done: false,
+    };
     assert_eq!(lab.code(a, size(0)), ErrorCode::InvalidArgument);
     assert_eq!(lab.code(a, size(101)), ErrorCode::InvalidArgument);
     assert_eq!(lab.code(a, size(u64::MAX)), ErrorCode::TooLarge);

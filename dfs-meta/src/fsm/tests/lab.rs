@@ -1,7 +1,8 @@
 //! A state with short words for commands. Every command is followed by a check of all invariants.
 
 use dfs_common::{
-    Attr, ChunkId, ClusterId, ErrorCode, FileId, InodeId, NodeId, SessionId, Uuid, layout::Replicas, node::NodeState,
+    Attr, ChunkId, ClusterId, ErrorCode, FileId, InodeId, NodeId, SessionId, SetAttr, Uuid, layout::Replicas,
+    node::NodeState,
 };
 
 use super::super::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Reply, Settings, State, check::check};
@@ -83,7 +84,7 @@ pub(super) fn rename_with(from: (InodeId, &str), to: (InodeId, &str), no_replace
 /// Full slots.
 pub(super) fn commit(id: FileId, chunks: &[CommittedChunk], done: bool) -> Op {
     let size = chunks.len() as u64 * u64::from(SLOT);
-    Op::CommitFile { file_id: id, size, chunks: chunks.to_vec(), mtime_ns: None, done }
+    Op::CommitFile { file_id: id, size, chunks: chunks.to_vec(), set: SetAttr::default(), done }
 }
 
 pub(super) struct Lab {

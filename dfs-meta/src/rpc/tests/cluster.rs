@@ -169,7 +169,7 @@ impl Client {
             file_id: id_bytes(file.as_bytes()),
             size: 100,
             chunks: vec![chunk],
-            mtime_ns: None,
+            set: None,
             done: true,
         };
         self.mutate(mutate_request::Op::CommitFile(commit)).await.expect("publishes");

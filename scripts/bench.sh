@@ -110,6 +110,7 @@ if [ -z "$smoke" ]; then
         }
         $0 == "<!-- bench:" place ":end -->" { skip = 0 }
         !skip { print }' docs/benchmarks.md >"$base/benchmarks.md"
+    grep -q "^$(head -n 1 "$base/section.md" | cut -c1-40)" "$base/benchmarks.md" || die "docs/benchmarks.md has no place for these figures"
     cp "$base/benchmarks.md" docs/benchmarks.md
     note "written to docs/benchmarks.md"
 fi

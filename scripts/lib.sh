@@ -22,7 +22,7 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Whether this is the automatic run on a submission, where nothing may be left out silently.
+# Whether this is the automatic run on a change, where nothing may be left out silently.
 in_ci() { [ "${CI:-}" = true ]; }
 
 # Something that a step needs is missing: a failure in CI, said aloud and left out elsewhere.

@@ -35,6 +35,8 @@ for number in "$metas" "$storages"; do
     [[ $number =~ ^[1-9][0-9]?$ ]] || die "-m and -s take a number from 1 to 99, not $number"
 done
 
+((metas % 2)) || die "-m takes an odd number (1, 3 or 5): of $metas nodes no more may fail than of $((metas - 1))"
+
 work=${DFS_CLUSTER_DIR:-$TARGET/cluster}
 image=dfs:local
 project=dfs

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The long versions of tests, too long for every submission: a file of 5 GiB with the memory of every process watched, a copy
+# The long versions of tests, too long for every change: a file of 5 GiB with the memory of every process watched, a copy
 # of all of /usr/share, and the tests of failures again and again.
 #
 #   scripts/soak.sh [ROUNDS=5]

@@ -18,7 +18,7 @@ use crate::{
     Created, Dfs, Error, FilePage, ListedFile, Reader, Writer,
     cluster::{Session, metadata},
     meta::attr,
-    write::Start,
+    write::{self, Start},
 };
 
 impl Dfs {
@@ -171,12 +171,21 @@ impl Dfs {
     /// # Errors
     /// `NotFound`, `IsDirectory`; no answer within the deadline.
     pub async fn open_writer(&self, ino: InodeId, truncate: bool) -> Result<Writer, Error> {
-        let what = format!("opening inode {ino} for writing");
-        let op = Op::OpenWrite(v1::OpenWrite { ino: ino.0 });
-        let (session, answer) = self.shared.cluster.mutate(what, op).await?;
-        let file_id = convert::file_id(&answer.file_id)?;
-        let attr = attr(answer.attr)?;
-        self.start_writer(session, file_id, attr, truncate).await
+        // In a task of its own: if the caller leaves meanwhile, dropping the writer ends the pending version.
+        let dfs = self.clone();
+        let opening = self.shared.cluster.tasks.spawn(async move {
+            let what = format!("opening inode {ino} for writing");
+            let op = Op::OpenWrite(v1::OpenWrite { ino: ino.0 });
+            let (session, answer) = dfs.shared.cluster.mutate(what, op).await?;
+            let file_id = convert::file_id(&answer.file_id)?;
+            let attr = attr(answer.attr)?;
+            let writer = dfs.start_writer(session.clone(), file_id, attr, truncate).await;
+            if writer.is_err() {
+                write::abandon(&dfs.shared, &session, ino, file_id);
+            }
+            writer
+        });
+        opening.await.map_err(|error| Error::new(ErrorCode::Internal, format!("opening inode {ino}: {error}")))?
     }
 
     async fn start_writer(

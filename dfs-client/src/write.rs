@@ -28,6 +28,7 @@ use dfs_common::{Attr, ErrorCode, FileId, InodeId, Layout, SetAttr, layout::chun
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 pub(crate) use buffer::{BufferPool, TailCache};
+pub(crate) use publish::abandon;
 pub(crate) use store::store;
 
 use crate::{
@@ -175,6 +176,12 @@ impl Writer {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.core.size.load(Ordering::Acquire)
+    }
+
+    /// Bytes of a chunk of this file.
+    #[must_use]
+    pub fn chunk_size(&self) -> u64 {
+        self.core.chunk_size
     }
 
     /// Whether something changed since the last publication. Never waits.

@@ -1,7 +1,7 @@
 //! The two checksums of dfs and what each is for.
 //!
 //! SHA-256 of a whole chunk is computed once, where the bytes enter, and committed in metadata; readers of whole chunks and
-//! the scrubber check it. CRC32C of each 64 KiB block is what every hop and every disk checks: it costs about a tenth.
+//! who verifies whole chunks check it. CRC32C of each 64 KiB block is what every hop and every disk checks: it costs about a tenth.
 
 use crc_fast::{CrcAlgorithm, Digest as CrcDigest};
 use sha2::{Digest, Sha256};

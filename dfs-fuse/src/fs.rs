@@ -111,12 +111,11 @@ impl<B: Backend> Fs<B> {
             Some(inode) => inode.patch(attr),
             None => (attr, false),
         };
-        let ttl = if has_writer || lock(&self.pages).is_mixed(attr.ino, attr.file_id) {
-            Duration::ZERO
-        } else {
-            self.options.cache_ttl
-        };
-        Found { attr, ttl }
+        let mut pages = lock(&self.pages);
+        pages.tell(attr.ino, attr.file_id.filter(|_| !has_writer));
+        let is_passing = has_writer || pages.is_mixed(attr.ino, attr.file_id);
+        drop(pages);
+        Found { attr, ttl: if is_passing { Duration::ZERO } else { self.options.cache_ttl } }
     }
 
     fn check_writable(&self) -> Result<(), Error> {
@@ -180,6 +179,7 @@ impl<B: Backend> Fs<B> {
         if let Some(size) = handle.and_then(|handle| self.size_of_version(handle))
             && found.attr.size != size
         {
+            lock(&self.pages).tell(found.attr.ino, None);
             found.attr.size = size;
             found.ttl = Duration::ZERO;
         }

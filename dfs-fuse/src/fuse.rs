@@ -191,7 +191,7 @@ impl Filesystem for Adapter {
         self.ask("open", ino, work, move |outcome| match outcome {
             Ok(opened) => {
                 // The size that the kernel remembers may be of the version before, and would cut this one off.
-                if opened.caching != Caching::Keep {
+                if opened.caching != Caching::Keep && !opened.is_size_told {
                     kernel.forget_attr(ino);
                 }
                 reply.opened(FileHandle(opened.handle), convert::fopen_flags(opened));
@@ -267,7 +267,7 @@ impl Filesystem for Adapter {
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         // Copied straight from the request where there is room for it, which is nearly always. A write that has to wait begins
         // anew with a copy of its own: it puts the same bytes in the same place.
-        match self.at_once("write", ino, self.fs.write(fh.0, offset, data, from_cache)) {
+        match self.at_once("write", ino, self.fs.write_at_once(fh.0, offset, data, from_cache)) {
             Some(Ok(())) => reply.written(length),
             Some(Err(errno)) => reply.error(errno),
             None => {

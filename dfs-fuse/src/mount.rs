@@ -128,7 +128,8 @@ async fn attach(
     let kernel = adapter.kernel();
     let request = device::Request {
         mountpoint: mountpoint.to_owned(),
-        source: format!("dfs#{}", args.client.meta.join(",")),
+        // As in fstab, so that mount(8) finds out that it is mounted already.
+        source: args.client.meta.join(","),
         read_only: args.read_only,
         allow_other: args.allow_other,
         default_permissions: args.default_permissions || args.allow_other && device::is_root(),

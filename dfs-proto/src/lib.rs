@@ -22,4 +22,4 @@ pub mod v1 {
 }
 
 /// Version of everything on the wire between dfs processes. Processes whose numbers differ by at most one work together.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;

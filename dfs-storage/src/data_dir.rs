@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 const IDENTITY: &str = "IDENTITY";
 const KIND: &str = "storage";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// What a fresh directory may hold: our own first steps, and what mkfs leaves at the root of a file system.
 const HARMLESS: [&str; 4] = ["LOCK", "IDENTITY", "IDENTITY.tmp", "lost+found"];
 
@@ -53,8 +53,10 @@ pub enum DataDirError {
         /// What is there.
         kind: String,
     },
-    /// It was written by a newer dfs.
-    #[error("data directory {path} has format {format}, this program knows format {FORMAT}: use the newer program")]
+    /// It was written by another version of dfs.
+    #[error(
+        "data directory {path} has format {format}, this program knows format {FORMAT}: it is of another version of dfs; use that program, or an empty directory"
+    )]
     Format {
         /// The directory.
         path: PathBuf,
@@ -306,7 +308,7 @@ mod tests {
             ("kind = 7", "damaged"),
             ("name = \"x\"", "damaged"),
             ("kind = \"storage\"\nformat = 9\nnode_uuid = \"\"\nname = \"\"\n", "format 9"),
-            ("kind = \"storage\"\nformat = 1\nnode_uuid = \"zz\"\nname = \"\"\n", "damaged"),
+            ("kind = \"storage\"\nformat = 2\nnode_uuid = \"zz\"\nname = \"\"\n", "damaged"),
         ] {
             let tmp = tempfile::tempdir().expect("tmp");
             fs::write(tmp.path().join(IDENTITY), text).expect("write");

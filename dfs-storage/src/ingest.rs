@@ -30,13 +30,13 @@ use crate::{
 
 /// Bytes gathered before they are handed on: enough that a batch pays for its thread hop, little enough that replicas start
 /// before the primary has half of the chunk.
-const BATCH_BYTES: usize = 256 << 10;
+pub const BATCH_BYTES: usize = 256 << 10;
 /// Pieces below this are copied together, so that a sender of tiny pieces cannot make us keep a record for each byte.
 const SMALL_PIECE_BYTES: usize = 4 << 10;
 /// Bytes awaited before the engine is called: less at a time makes the disk slow, more makes the end of a chunk late.
 const WRITE_BYTES_MIN: usize = 2 << 20;
 /// Bytes that one call into the engine takes if they are here.
-const WRITE_BYTES_MAX: usize = 4 << 20;
+pub const WRITE_BYTES_MAX: usize = 4 << 20;
 
 /// Pieces that belong together, in order.
 pub type Batch = Vec<Bytes>;

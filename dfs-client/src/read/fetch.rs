@@ -254,7 +254,7 @@ fn report(shared: &Arc<Shared>, chunk: &ChunkRef, node: NodeId, error: &RpcError
         let what = || "reporting a bad copy".to_owned();
         let report = |c, q| async move { metadata(c).report_corruption(q).await };
         if let Err(error) = shared.cluster.call(&what, request, report).await {
-            // The scrubber finds it too; let a later read report it again.
+            // Let a later read report it again.
             tracing::debug!(%error, "not reported");
             shared.reported.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop(&key);
         }

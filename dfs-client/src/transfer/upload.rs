@@ -347,7 +347,9 @@ impl<P: Fn(u64, u64) + Send + Sync> Upload<'_, P> {
         if self.ended.swap(true, Ordering::Relaxed) {
             return;
         }
-        let op = Op::AbortFile(v1::AbortFile { file_id: convert::id_bytes(self.pending.file_id.as_bytes()) });
+        // The manifest names what was stored, for the next attempt.
+        let file_id = convert::id_bytes(self.pending.file_id.as_bytes());
+        let op = Op::AbortFile(v1::AbortFile { file_id, keep_chunks: true });
         let what = format!("ending the pending version of inode {}", self.pending.ino);
         if let Err(error) = self.dfs.shared.cluster.mutate_in(&self.pending.session, what, op).await {
             tracing::debug!(%error, "left to the end of the session");

@@ -16,8 +16,20 @@ impl Core {
         }
         let op = Op::OpenWrite(v1::OpenWrite { ino: self.ino.0 });
         let what = format!("opening inode {} for writing", self.ino);
-        let answer = self.shared().cluster.mutate_in(&self.session, what, op).await?;
-        let file_id = convert::file_id(&answer.file_id)?;
+        // In a task of its own: a version that was opened for a caller who has left meanwhile must be ended.
+        let (shared, session, ino) = (self.shared().clone(), self.session.clone(), self.ino);
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.shared().cluster.tasks.spawn(async move {
+            let opened = async {
+                let answer = shared.cluster.mutate_in(&session, what, op).await?;
+                Ok::<_, Error>(convert::file_id(&answer.file_id)?)
+            };
+            if let Err(Ok(file_id)) = tell.send(opened.await) {
+                abandon(&shared, &session, ino, file_id);
+            }
+        });
+        let lost = |_| Error::new(ErrorCode::Internal, "the task that opens a version has failed");
+        let file_id = told.await.map_err(lost)??;
         state.pending = Some(file_id);
         Ok(file_id)
     }
@@ -127,14 +139,14 @@ fn committed(slot: &Slot) -> Result<v1::CommittedChunk, Error> {
 }
 
 /// Tells the cluster that a pending version has ended. The end of the session would do the same.
-pub(super) fn abandon(shared: &Arc<Shared>, session: &Arc<Session>, ino: InodeId, file_id: FileId) {
+pub(crate) fn abandon(shared: &Arc<Shared>, session: &Arc<Session>, ino: InodeId, file_id: FileId) {
     // Without a runtime (the process is ending) the lease does it.
     if session.is_lost() || tokio::runtime::Handle::try_current().is_err() || shared.cluster.stop.is_cancelled() {
         return;
     }
     let (cluster, session) = (shared.cluster.clone(), session.clone());
     shared.cluster.tasks.spawn(async move {
-        let op = Op::AbortFile(v1::AbortFile { file_id: convert::id_bytes(file_id.as_bytes()) });
+        let op = Op::AbortFile(v1::AbortFile { file_id: convert::id_bytes(file_id.as_bytes()), keep_chunks: false });
         let what = format!("ending the pending version of inode {ino}");
         if let Err(error) = cluster.mutate_in(&session, what, op).await {
             tracing::debug!(%error, "left to the end of the session");

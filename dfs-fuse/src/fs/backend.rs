@@ -30,6 +30,8 @@ pub(crate) trait VersionWriter: Send + Sync + 'static {
     fn truncate(&self, size: u64) -> impl Future<Output = Outcome<()>> + Send;
     /// Size now, bytes.
     fn size(&self) -> u64;
+    /// Bytes of a chunk.
+    fn chunk_size(&self) -> u64;
     /// Whether something is unpublished.
     fn is_dirty(&self) -> bool;
     /// Why it failed, if it did.
@@ -133,6 +135,9 @@ impl VersionWriter for Writer {
     }
     fn size(&self) -> u64 {
         Self::size(self)
+    }
+    fn chunk_size(&self) -> u64 {
+        Self::chunk_size(self)
     }
     fn is_dirty(&self) -> bool {
         Self::is_dirty(self)

@@ -208,6 +208,9 @@ impl VersionWriter for FakeWriter {
     fn size(&self) -> u64 {
         lock(&self.state).content.len() as u64
     }
+    fn chunk_size(&self) -> u64 {
+        1 << 22
+    }
     fn is_dirty(&self) -> bool {
         lock(&self.state).dirty
     }

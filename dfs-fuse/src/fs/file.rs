@@ -62,6 +62,8 @@ pub(crate) struct Opened {
     pub(crate) handle: u64,
     /// What the kernel may do with pages.
     pub(crate) caching: Caching,
+    /// Whether the size that the kernel was told last is that of the version opened.
+    pub(crate) is_size_told: bool,
     /// Whether close must send FLUSH.
     pub(crate) wants_flush: bool,
 }
@@ -117,7 +119,7 @@ impl<B: Backend> Fs<B> {
         lock(&self.pending).insert(parent, name, ino);
         lock(&self.written).insert(parent, name, ino);
         let handle = self.handles.insert(Handle::Write { inode, is_append: open.append });
-        Ok((created.attr, Opened { handle, caching: Caching::Bypass, wants_flush: true }))
+        Ok((created.attr, Opened { handle, caching: Caching::Bypass, is_size_told: false, wants_flush: true }))
     }
 
     /// Opens a file.
@@ -142,7 +144,7 @@ impl<B: Backend> Fs<B> {
             return Err(error);
         }
         let handle = self.handles.insert(Handle::Write { inode, is_append: mode.append });
-        Ok(Opened { handle, caching: Caching::Bypass, wants_flush: true })
+        Ok(Opened { handle, caching: Caching::Bypass, is_size_told: false, wants_flush: true })
     }
 
     async fn open_read(&self, ino: InodeId) -> Result<Opened, Error> {
@@ -157,10 +159,13 @@ impl<B: Backend> Fs<B> {
     async fn open_version(&self, inode: &Arc<OpenInode<B>>) -> Result<Opened, Error> {
         let reader =
             if inode.is_unpublished_writer() { None } else { open_published(&*self.backend, inode.ino).await? };
-        let (mut caching, mut cached) = (Caching::Bypass, None);
+        let (mut caching, mut cached, mut is_size_told) = (Caching::Bypass, None, false);
         if let Some(reader) = &reader {
             let version = reader_version::<B>(reader);
-            caching = lock(&self.pages).open(inode.ino, version);
+            let mut pages = lock(&self.pages);
+            caching = pages.open(inode.ino, version);
+            is_size_told = pages.is_told(inode.ino, version);
+            drop(pages);
             cached = (caching != Caching::Bypass).then_some(version);
             inode.refresh(reader.attr(), false);
         }
@@ -170,7 +175,7 @@ impl<B: Backend> Fs<B> {
             cached,
             is_unconfirmed: AtomicBool::new(caching == Caching::Fresh),
         });
-        Ok(Opened { handle, caching, wants_flush: false })
+        Ok(Opened { handle, caching, is_size_told, wants_flush: false })
     }
 
     /// Reads.
@@ -197,6 +202,28 @@ impl<B: Backend> Fs<B> {
             return Ok(published.read_at(offset, len).await?);
         }
         Ok(published.read_at(offset, len).await?)
+    }
+
+    /// [`Fs::write`] to a writer that is there, if the bytes lie in one chunk; `None` if they do not. May be dropped half way and
+    /// done again by `write`: the same bytes go to the same place. (Opening a writer is a call that must not be left half way,
+    /// and a write over the end of a chunk would send that chunk and then want it back.)
+    pub(crate) async fn write_at_once(
+        &self,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        from_cache: bool,
+    ) -> Option<Result<(), Error>> {
+        let handle = self.handles.get(handle).ok()?;
+        let Handle::Write { inode, is_append } = &*handle else { return None };
+        let slot = inode.try_slot()?;
+        let writer = slot.as_ref()?;
+        let offset = if *is_append && !from_cache { writer.size() } else { offset };
+        if offset % writer.chunk_size() + data.len() as u64 > writer.chunk_size() {
+            return None;
+        }
+        inode.touch();
+        Some(writer.write_at(offset, data).await.map_err(Error::from))
     }
 
     /// Writes; `from_cache` if the bytes come from a memory mapping, whose offset counts also in append mode.

@@ -140,6 +140,11 @@ impl<B: Backend> OpenInode<B> {
         self.slot.read().await
     }
 
+    /// The writer's place if nobody has it alone at the moment.
+    pub(crate) fn try_slot(&self) -> Option<RwLockReadGuard<'_, Slot<B::Writer>>> {
+        self.slot.try_read().ok()
+    }
+
     /// The writer's place, alone.
     pub(crate) async fn slot_mut(&self) -> RwLockWriteGuard<'_, Slot<B::Writer>> {
         self.slot.write().await
@@ -186,6 +191,10 @@ impl<B: Backend> OpenInode<B> {
         state.is_touched = false;
         state.was_killed = false;
         state.mtime_ns = None;
+        // What was deferred is published or lost. Whether a publication whose answer was lost took effect is not known here,
+        // so later changes go to the cluster, which knows.
+        state.deferred = SetAttr::default();
+        state.is_published = true;
         slot.take()
     }
 
@@ -221,9 +230,13 @@ impl<B: Backend> OpenInode<B> {
     /// Keeps a change for the publication of a file that nobody else can see yet, and gives its attributes; `None` if the file
     /// is not such a one. The slot is held alone, so that no publication is under way that would miss the change.
     pub(crate) async fn defer(&self, change: SetAttr) -> Option<Attr> {
+        // A published file stays one: no need to wait for a write under way.
+        if self.state().is_published {
+            return None;
+        }
         let _slot = self.slot.write().await;
         let mut state = self.state();
-        if state.is_published || !state.is_being_changed() || state.is_removed {
+        if state.is_published || !state.is_being_changed() {
             return None;
         }
         let now = now_ns();

@@ -33,12 +33,15 @@ pub(crate) struct Pages {
     open: HashMap<InodeId, (FileId, usize)>,
     /// The version whose pages the kernel may hold.
     owner: LruCache<InodeId, FileId>,
+    /// The version whose size the kernel was told last. Answers may overtake each other on their way, but the kernel ignores
+    /// attributes from a request that is older than those it has.
+    told: LruCache<InodeId, FileId>,
 }
 
 impl Pages {
     /// Nothing cached.
     pub(crate) fn new() -> Self {
-        Self { open: HashMap::new(), owner: LruCache::new(OWNERS_MAX) }
+        Self { open: HashMap::new(), owner: LruCache::new(OWNERS_MAX), told: LruCache::new(OWNERS_MAX) }
     }
 
     /// A read handle of `version` is being opened. Unless the answer is [`Caching::Bypass`] it must be closed by
@@ -74,6 +77,19 @@ impl Pages {
     /// A write handle may have put unpublished bytes into the cache (by mmap).
     pub(crate) fn soil(&mut self, ino: InodeId) {
         self.owner.pop(&ino);
+    }
+
+    /// The kernel is being told the size of `version`; of `None`, one that is no published version's.
+    pub(crate) fn tell(&mut self, ino: InodeId, version: Option<FileId>) {
+        match version {
+            Some(version) => drop(self.told.put(ino, version)),
+            None => drop(self.told.pop(&ino)),
+        }
+    }
+
+    /// Whether the size that the kernel was told last is that of `version`.
+    pub(crate) fn is_told(&self, ino: InodeId, version: FileId) -> bool {
+        self.told.peek(&ino) == Some(&version)
     }
 
     /// Whether cached handles of another version than `current` are open. The kernel has one size an inode, so its
@@ -115,6 +131,16 @@ mod tests {
         assert_eq!(pages.open(INO, TWO), Caching::Fresh);
         pages.confirm(INO, ONE);
         assert_eq!(pages.open(INO, TWO), Caching::Fresh, "a late confirmation of the old version does not count");
+    }
+
+    #[test]
+    fn the_size_told_last_counts() {
+        let mut pages = Pages::new();
+        assert!(!pages.is_told(INO, ONE));
+        pages.tell(INO, Some(ONE));
+        assert!(pages.is_told(INO, ONE) && !pages.is_told(INO, TWO));
+        pages.tell(INO, None);
+        assert!(!pages.is_told(INO, ONE), "that of unpublished bytes");
     }
 
     #[test]

@@ -246,6 +246,37 @@ async fn a_time_set_between_write_and_close_survives_the_publication() {
 }
 
 #[tokio::test]
+async fn a_write_at_once_needs_a_writer_and_stays_in_one_chunk() {
+    let mount = Mount::new();
+    let ino = mount.file("f", "text").await;
+    let handle = mount.open(ino, WRITE).await.handle;
+    assert!(mount.fs.write_at_once(handle, 0, b"T", false).await.is_none(), "a writer must be opened first");
+    mount.write(handle, 0, "T").await;
+    assert!(matches!(mount.fs.write_at_once(handle, 1, b"E", false).await, Some(Ok(()))));
+    assert!(mount.fs.write_at_once(handle, (1 << 22) - 1, b"XX", false).await.is_none(), "over the end of a chunk");
+    mount.close(handle).await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"TExt"[..]));
+    let append = mount.open(ino, WRITE | libc::O_APPEND).await.handle;
+    mount.write(append, 0, "!").await;
+    assert!(matches!(mount.fs.write_at_once(append, 0, b"?", false).await, Some(Ok(()))));
+    mount.close(append).await;
+    assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"TExt!?"[..]));
+}
+
+#[tokio::test]
+async fn attributes_of_a_removed_new_file_can_still_be_changed() {
+    let mount = Mount::new();
+    let (ino, handle) = mount.create("f").await;
+    let mode = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
+    mount.fs.setattr(ino, None, mode(0o600)).await.expect("set");
+    mount.fs.unlink(InodeId::ROOT, b"f").await.expect("removed");
+    let found = mount.fs.setattr(ino, None, mode(0o640)).await.expect("set");
+    assert_eq!(found.attr.mode & 0o777, 0o640);
+    assert_eq!(mount.fs.getattr(ino, Some(handle)).await.expect("found").attr.mode & 0o777, 0o640);
+    mount.close(handle).await;
+}
+
+#[tokio::test]
 async fn attributes_of_a_new_file_go_with_its_publication() {
     let mount = Mount::new();
     let (ino, handle) = mount.create("f").await;

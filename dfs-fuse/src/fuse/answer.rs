@@ -116,18 +116,18 @@ impl Adapter {
         }
     }
 
-    /// The outcome of `work` if it need not wait for anything; else `work` is dropped where it began to wait.
+    /// The outcome of `work` if it has one and need not wait for anything; else `work` is dropped where it began to wait.
     pub(super) fn at_once<T>(
         &self,
         operation: &'static str,
         ino: INodeNo,
-        work: impl Future<Output = Result<T, Error>>,
+        work: impl Future<Output = Option<Result<T, Error>>>,
     ) -> Option<Result<T, Errno>> {
         let _runtime = self.runtime.enter();
         let work = std::pin::pin!(work);
         let polled = catch_unwind(AssertUnwindSafe(|| work.poll(&mut Context::from_waker(Waker::noop()))));
         let outcome = match polled {
-            Ok(Poll::Ready(outcome)) => outcome.map_err(|error| self.counters.errno(operation, ino.0, &error)),
+            Ok(Poll::Ready(outcome)) => outcome?.map_err(|error| self.counters.errno(operation, ino.0, &error)),
             Ok(Poll::Pending) => return None,
             Err(_) => {
                 tracing::error!(operation, ino = ino.0, "an operation panicked");

@@ -160,7 +160,7 @@ mod tests {
     fn request() -> Request {
         Request {
             mountpoint: "/m".into(),
-            source: "dfs#a:1,b:2".into(),
+            source: "a:1,b:2".into(),
             read_only: true,
             allow_other: false,
             default_permissions: true,
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn options_for_fusermount_escape_commas() {
         let text = option_text(&request()).expect("good");
-        assert_eq!(text, "fsname=dfs#a:1\\,b:2,subtype=dfs,ro,default_permissions");
+        assert_eq!(text, "fsname=a:1\\,b:2,subtype=dfs,ro,default_permissions");
     }
 
     #[test]

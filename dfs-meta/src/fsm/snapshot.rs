@@ -27,7 +27,7 @@ use super::{
 };
 
 /// Version of the format. A change of a record that an older reader would misread makes a new one.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Longest record in bytes. The longest ones are inodes with all the extended attributes they may have; long lists are cut.
 const RECORD_MAX: usize = 1 << 20;
 /// Chunk ids in one record.

@@ -19,7 +19,7 @@ use super::Member;
 
 const IDENTITY: &str = "IDENTITY";
 const KIND: &str = "metadata";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// What a fresh directory may hold: our own first steps, and what mkfs leaves at the root of a file system.
 const HARMLESS: [&str; 4] = ["LOCK", "IDENTITY", "IDENTITY.tmp", "lost+found"];
 
@@ -53,8 +53,10 @@ pub enum DataDirError {
         /// What is there.
         kind: String,
     },
-    /// It was written by a newer dfs.
-    #[error("data directory {path} has format {format}, this program knows format {FORMAT}: use the newer program")]
+    /// It was written by another version of dfs.
+    #[error(
+        "data directory {path} has format {format}, this program knows format {FORMAT}: it is of another version of dfs; use that program, or an empty directory"
+    )]
     Format {
         /// The directory.
         path: PathBuf,
@@ -287,9 +289,9 @@ mod tests {
         assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1, "nothing was left behind");
         for (text, want) in [
             ("kind = \"storage\"\nformat = 1\nuuid = \"\"", "storage node"),
-            ("kind = \"metadata\"\nformat = 9", "newer program"),
+            ("kind = \"metadata\"\nformat = 9", "another version"),
             ("kind = 7", "damaged"),
-            ("kind = \"metadata\"\nformat = 1\nname = \"meta-1\"\nraft_id = 1\ncluster = \"zz\"", "damaged"),
+            ("kind = \"metadata\"\nformat = 2\nname = \"meta-1\"\nraft_id = 1\ncluster = \"zz\"", "damaged"),
         ] {
             fs::write(tmp.path().join(IDENTITY), text).unwrap();
             let error = DataDir::open(tmp.path(), &me("meta-1")).unwrap_err().to_string();

@@ -19,9 +19,11 @@ impl Service {
         if request.seq == 0 {
             return Err(invalid("sequence numbers start at 1"));
         }
-        let op = op(request.op.ok_or_else(|| invalid("a mutation without an operation that this version knows"))?)?;
+        let wire = request.op.ok_or_else(|| invalid("a mutation without an operation that this version knows"))?;
+        let keeps_chunks = matches!(wire, mutate_request::Op::AbortFile(v1::AbortFile { keep_chunks: true, .. }));
+        let op = op(wire)?;
         let ends = match &op {
-            Op::AbortFile { file_id } | Op::CommitFile { file_id, done: true, .. } => Some(*file_id),
+            Op::AbortFile { file_id } | Op::CommitFile { file_id, done: true, .. } if !keeps_chunks => Some(*file_id),
             _ => None,
         };
         let command =
@@ -85,7 +87,9 @@ fn op(wire: mutate_request::Op) -> Result<Op, RpcError> {
         Wire::RemoveXattr(v1::RemoveXattr { ino, name }) => Op::RemoveXattr { ino: InodeId(ino), name: name.into() },
         Wire::OpenWrite(v1::OpenWrite { ino }) => Op::OpenWrite { ino: InodeId(ino), file_id: FileId::random() },
         Wire::CommitFile(commit) => commit_file(commit)?,
-        Wire::AbortFile(v1::AbortFile { file_id }) => Op::AbortFile { file_id: convert::file_id(&file_id)? },
+        Wire::AbortFile(v1::AbortFile { file_id, keep_chunks: _ }) => {
+            Op::AbortFile { file_id: convert::file_id(&file_id)? }
+        }
     })
 }
 

@@ -5,8 +5,8 @@
 use dfs_common::checksum::crc32c;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// The only format so far.
-const FORMAT: u8 = 1;
+/// The format. The first one had publications without attributes.
+const FORMAT: u8 = 2;
 /// Bytes in front of the payload.
 const HEADER_BYTES: usize = 5;
 
@@ -15,7 +15,7 @@ const HEADER_BYTES: usize = 5;
 pub(crate) enum CodecError {
     #[error("it is shorter than its header")]
     Short,
-    #[error("its format is {0}, known is {FORMAT}; it was written by a newer version of dfs-meta")]
+    #[error("its format is {0}, known is {FORMAT}; it was written by another version of dfs-meta")]
     Format(u8),
     #[error("its checksum does not match")]
     Checksum,

@@ -5,8 +5,8 @@
 //!
 //! Sled's own flush hands the bytes to the disk (`sync_file_range`), but neither makes the disk write its cache nor commits
 //! the size and extents of a file that grows: after a power failure the last entries could be gone. So [`Disk::flush`] ends
-//! with fdatasync of the same file. Values above [`BLOB_BYTES`] are files of their own, which sled fsyncs; their directory is
-//! fsynced here.
+//! with fdatasync of the same file. Large values, and pages that several of them share, are files of their own in `blobs/`, which
+//! sled does not sync at all: that is done here, too, before the file that refers to them.
 //!
 //! Sled reuses the space of removed records but never shrinks its file. When the directory is larger than
 //! [`REBUILD_BYTES_MIN`] and [`REBUILD_FACTOR`] times the live bytes at start, the live records go through a plain file into a
@@ -14,10 +14,14 @@
 //! leaves the old generation current; directories that are not current are removed at the next start.
 
 use std::{
+    collections::HashSet,
+    ffi::OsString,
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use dfs_common::durable;
@@ -36,8 +40,8 @@ pub(crate) const REBUILD_BYTES_MIN: u64 = 256 << 20;
 /// A directory is rebuilt when it is this many times larger than its live records.
 pub(crate) const REBUILD_FACTOR: u64 = 4;
 
-/// Sled puts larger values into files of their own: a quarter of its segments of 512 KiB, with some room.
-const BLOB_BYTES: usize = 120 << 10;
+/// How long a database that was dropped may stay locked.
+const LET_GO: Duration = Duration::from_secs(2);
 
 const CURRENT: &str = "CURRENT";
 const SINGLE: &[u8] = b"";
@@ -52,8 +56,8 @@ pub(crate) struct Disk {
     path: PathBuf,
     /// The file of the database, to sync it.
     file: File,
-    /// A value above [`BLOB_BYTES`] was put since the last flush.
-    has_blobs: AtomicBool,
+    /// Files of large values that are on disk for good.
+    synced_blobs: Mutex<HashSet<OsString>>,
 }
 
 /// What is in the database besides the entries' payload.
@@ -88,22 +92,29 @@ impl Disk {
 
     fn open_generation(path: PathBuf) -> Result<Self, StoreError> {
         let fail = |reason: sled::Error| StoreError::Open { path: path.clone(), reason: reason.to_string() };
-        let db = sled::Config::new()
+        let config = sled::Config::new()
             .path(&path)
             .cache_capacity(CACHE_BYTES)
             // Flushes are made by the writer thread, when an answer depends on them.
-            .flush_every_ms(None)
-            .open()
-            .map_err(fail)?;
+            .flush_every_ms(None);
+        let begun = Instant::now();
+        let db = loop {
+            match config.open() {
+                // A database that this process has just dropped is let go by sled's threads a moment later. Another process
+                // cannot have it: the data directory is locked.
+                Err(error) if error.to_string().contains("acquire lock") && begun.elapsed() < LET_GO => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                outcome => break outcome.map_err(fail)?,
+            }
+        };
         let tree = |name: &str| db.open_tree(name).map_err(fail);
         let (entries, vote, committed, purged) = (tree("entries")?, tree("vote")?, tree("committed")?, tree("purged")?);
         let file = path.join("db");
         let file = File::open(&file).map_err(StoreError::io(file))?;
         // The directory's own entries: everything below may be new.
-        for dir in [&path, &path.join("blobs")] {
-            durable::sync_dir(dir).map_err(StoreError::io(dir))?;
-        }
-        Ok(Self { db, entries, vote, committed, purged, path, file, has_blobs: AtomicBool::new(false) })
+        durable::sync_dir(&path).map_err(StoreError::io(&path))?;
+        Ok(Self { db, entries, vote, committed, purged, path, file, synced_blobs: Mutex::default() })
     }
 
     /// Reads and checks everything but the entries' payload.
@@ -142,9 +153,6 @@ impl Disk {
 
     /// Puts encoded entries in place; durable after [`Disk::flush`], as every change.
     pub(crate) fn put_entries(&self, records: Vec<(u64, Vec<u8>)>) -> io::Result<()> {
-        if records.iter().any(|(_, bytes)| bytes.len() > BLOB_BYTES) {
-            self.has_blobs.store(true, Ordering::Relaxed);
-        }
         let mut batch = sled::Batch::default();
         // A batch of one costs sled two more writes than the plain insert.
         if let [(_, _)] = &records[..] {
@@ -193,10 +201,31 @@ impl Disk {
     /// Makes every change so far durable.
     pub(crate) fn flush(&self) -> io::Result<()> {
         self.db.flush().map_err(to_io)?;
-        if self.has_blobs.swap(false, Ordering::Relaxed) {
-            durable::sync_dir(&self.path.join("blobs"))?;
-        }
+        self.sync_blobs()?;
         self.file.sync_data()
+    }
+
+    /// Syncs the files of large values that are new. There are few: sled removes them with the pages that refer to them.
+    fn sync_blobs(&self) -> io::Result<()> {
+        let dir = self.path.join("blobs");
+        let mut synced = self.synced_blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = HashSet::new();
+        let mut is_new = false;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if !synced.contains(&entry.file_name()) {
+                match File::open(entry.path()) {
+                    Ok(file) => file.sync_all()?,
+                    // Removed meanwhile: nothing refers to it any more.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                }
+                is_new = true;
+            }
+            present.insert(entry.file_name());
+        }
+        *synced = present;
+        if is_new { durable::sync_dir(&dir) } else { Ok(()) }
     }
 
     /// Bytes on disk; 0 if they cannot be asked for.

@@ -66,22 +66,36 @@ impl std::fmt::Debug for Buffers {
 }
 
 impl Buffers {
-    /// A buffer; waits for one if all are in use. Whoever has one gives it back after one write.
-    fn take(&self) -> Buffer {
+    /// A buffer; waits for one if all are in use. Whoever has one holds it for one write.
+    fn take(&self) -> Lent<'_> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let none = |state: &mut State| state.free.is_empty() && state.made == BUFFERS_MAX;
         let mut state = self.returned.wait_while(state, none).unwrap_or_else(PoisonError::into_inner);
-        if let Some(buffer) = state.free.pop() {
-            return buffer;
-        }
-        state.made += 1;
+        let free = state.free.pop();
+        state.made += usize::from(free.is_none());
         drop(state);
-        Buffer::new()
+        Lent { buffers: self, buffer: Some(free.unwrap_or_else(Buffer::new)) }
     }
+}
 
-    fn give_back(&self, buffer: Buffer) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).free.push(buffer);
-        self.returned.notify_one();
+/// A buffer that goes back when it is dropped, also by a panic: were they lost, writers would wait for ever.
+struct Lent<'a> {
+    buffers: &'a Buffers,
+    buffer: Option<Buffer>,
+}
+
+impl Lent<'_> {
+    fn bytes(&mut self) -> &mut [u8] {
+        self.buffer.as_mut().expect("taken only by drop").bytes()
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let mut state = self.buffers.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.free.extend(self.buffer.take());
+        drop(state);
+        self.buffers.returned.notify_one();
     }
 }
 
@@ -120,9 +134,7 @@ impl Tail {
     /// The disk's.
     pub(super) fn write(&mut self, file: &File, buffers: &Buffers, pieces: &[Bytes]) -> io::Result<()> {
         let mut buffer = buffers.take();
-        let outcome = self.write_with(file, buffer.bytes(), pieces);
-        buffers.give_back(buffer);
-        outcome
+        self.write_with(file, buffer.bytes(), pieces)
     }
 
     fn write_with(&mut self, file: &File, buffer: &mut [u8], pieces: &[Bytes]) -> io::Result<()> {

@@ -24,7 +24,7 @@ const ACK_BYTES: usize = 1 << 20;
 /// Batches that wait for the disk; more waits in the stream's window, at the sender.
 const QUEUE: usize = 8;
 /// Bytes of one copy in memory: a write in work, what waits for it and what is being gathered.
-const COPY_BYTES_MAX: usize = 4 << 20;
+const COPY_BYTES_MAX: usize = ingest::WRITE_BYTES_MAX + (QUEUE + 2) * ingest::BATCH_BYTES;
 /// Answers that wait to be sent: as many as a chunk of 64 MiB has, so that answering never waits for the sender.
 const ANSWERS: usize = 72;
 

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     fs::{self, File},
     io::{Read, Write},
     path::{Path, PathBuf},
@@ -81,19 +82,26 @@ fn settings(args: &[String]) -> Result<Settings> {
     Ok(settings)
 }
 
-/// CPU seconds, user and system, of all processes with these names so far.
-fn cpu(names: &[String]) -> f64 {
+/// CPU time so far, user and system, of each process with one of these names, by its number and start.
+fn cpu(names: &[String]) -> HashMap<(OsString, u64), u64> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let ticks: u64 = processes
+    processes
         .filter_map(|entry| {
             let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
             let (head, rest) = stat.rsplit_once(") ")?;
             let name = head.split_once('(')?.1;
             let fields: Vec<&str> = rest.split(' ').collect();
             let spent = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
-            names.iter().any(|wanted| wanted == name).then_some(spent)
+            let process = (entry.file_name(), fields.get(19)?.parse().ok()?);
+            names.iter().any(|wanted| wanted == name).then_some((process, spent))
         })
-        .sum();
+        .collect()
+}
+
+/// CPU seconds spent since `before` by processes that live now: a mount that was replaced may be ending meanwhile.
+fn cpu_since(names: &[String], before: &HashMap<(OsString, u64), u64>) -> f64 {
+    let spent = |(process, now): (_, u64)| now - before.get(&process).copied().unwrap_or(0).min(now);
+    let ticks: u64 = cpu(names).into_iter().map(spent).sum();
     // USER_HZ is 100 on every Linux that dfs runs on.
     #[expect(clippy::cast_precision_loss, reason = "ticks since boot are far below 2^52")]
     let seconds = ticks as f64 / 100.0;
@@ -115,7 +123,7 @@ impl Settings {
         #[expect(clippy::cast_precision_loss, reason = "amounts are far below 2^52")]
         let amount = if is_data { amount as f64 / 1e6 } else { amount as f64 };
         let gigabytes = is_data.then_some(amount / 1e3);
-        Ok(Figure { test, unit, amount, wall, cpu: cpu(&self.procs) - before, gigabytes })
+        Ok(Figure { test, unit, amount, wall, cpu: cpu_since(&self.procs, &before), gigabytes })
     }
 
     fn cold(&self) -> Result<()> {

@@ -100,7 +100,8 @@ async fn malformed_requests_are_refused() {
     let many = v1::AllocateChunksRequest { session_id: a.session, count: 257, ..Default::default() };
     assert_eq!(code(meta.allocate_chunks(many).await), ErrorCode::InvalidArgument);
     assert_eq!(code(meta.mutate(v1::MutateRequest { seq: 1, ..Default::default() }).await), ErrorCode::InvalidArgument);
-    assert_eq!(code(meta.register_node(v1::RegisterNodeRequest::default()).await), ErrorCode::InvalidArgument);
+    let nobody = v1::RegisterNodeRequest { wire_version: dfs_proto::WIRE_VERSION, ..Default::default() };
+    assert_eq!(code(meta.register_node(nobody).await), ErrorCode::InvalidArgument);
     let long = a.mutate(create(&"x".repeat(256))).await.expect_err("too long");
     assert_eq!(long.code, ErrorCode::NameTooLong);
     cluster.stop().await;

@@ -153,7 +153,9 @@ impl Plan {
             out.note(format!("{nodes} cannot hold {wanted} copies: replication is {storages}"));
         }
         if metas.is_multiple_of(2) {
-            out.note(format!("{metas} metadata nodes survive no more failures than {}", metas - 1));
+            let message =
+                format!("-m {metas}: an even number of metadata nodes survives no more failures than {}", metas - 1);
+            return Err(Failure::usage(message).hint("use 1, 3 or 5"));
         }
         let reserved = ports::choose(metas + storages as usize, &[]);
         let reserved = reserved.map_err(|error| Failure::io("cannot choose ports", &error))?;

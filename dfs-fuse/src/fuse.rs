@@ -32,12 +32,19 @@ use crate::fs::{
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 /// Requests the kernel may have under way that no program waits for: read-ahead of many files, releases.
 const BACKGROUND_MAX: u16 = 128;
+
 fn name(name: &OsStr) -> Vec<u8> {
     name.as_bytes().to_vec()
 }
 
 fn id(ino: INodeNo) -> InodeId {
     InodeId(ino.0)
+}
+
+/// The error of an operation on an inode. One that is gone may have been replaced by name (an editor that saves, seen from
+/// another mount): ESTALE makes the kernel look the name up again, ENOENT would go straight to the program.
+fn of_inode(errno: Errno) -> Errno {
+    if errno.code() == libc::ENOENT { Errno::ESTALE } else { errno }
 }
 
 impl Filesystem for Adapter {
@@ -73,7 +80,7 @@ impl Filesystem for Adapter {
         let work = async move { fs.getattr(id(ino), fh.map(|fh| fh.0)).await };
         self.answer("getattr", ino, work, |outcome| match outcome {
             Ok(found) => reply.attr(&found.ttl, &convert::attr(&found.attr)),
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(of_inode(errno)),
         });
     }
 
@@ -110,7 +117,7 @@ impl Filesystem for Adapter {
         let fs = Arc::clone(&self.fs);
         self.ask("readlink", ino, async move { fs.readlink(id(ino)).await }, |outcome| match outcome {
             Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(of_inode(errno)),
         });
     }
 
@@ -196,7 +203,7 @@ impl Filesystem for Adapter {
                 }
                 reply.opened(FileHandle(opened.handle), convert::fopen_flags(opened));
             }
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(of_inode(errno)),
         });
     }
 

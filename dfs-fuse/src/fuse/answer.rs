@@ -202,7 +202,7 @@ impl Adapter {
     {
         self.ask(operation, ino, work, move |outcome| match outcome {
             Ok(found) => reply.attr(&found.ttl, &convert::attr(&found.attr)),
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(super::of_inode(errno)),
         });
     }
 
@@ -216,7 +216,7 @@ impl Adapter {
                 Ok(length) if length <= size => reply.data(&value),
                 Ok(_) | Err(_) => reply.error(Errno::ERANGE),
             },
-            Err(errno) => reply.error(errno),
+            Err(errno) => reply.error(super::of_inode(errno)),
         });
     }
 }

@@ -83,10 +83,11 @@ impl State {
         Ok(())
     }
 
-    /// Whether a directory has published entries, or entries that this session reserved. What others reserved does not
-    /// hold a directory: they find it gone when they publish.
-    pub(super) fn is_occupied(&self, session: SessionId, ino: InodeId) -> bool {
-        self.readdir(Some(session), ino, b"", 1).is_ok_and(|page| !page.entries.is_empty())
+    /// Whether a directory has published entries, or entries that any session reserved: a writer whose directory went away
+    /// could not publish what it was told is written.
+    pub(super) fn is_occupied(&self, ino: InodeId) -> bool {
+        let reserved = self.reservations.range((ino, Name::new(), SessionId(0))..).next();
+        self.names_after(ino, b"").next().is_some() || reserved.is_some_and(|((parent, _, _), _)| *parent == ino)
     }
 }
 
@@ -261,7 +262,7 @@ impl State {
         self.check_new(parent, name)?;
         let entry = self.resolve(Some(session), parent, name).ok_or_else(|| refuse(ErrorCode::NotFound))?;
         self.directory(entry.ino()).map_err(refuse)?;
-        if self.is_occupied(session, entry.ino()) {
+        if self.is_occupied(entry.ino()) {
             return Err(refuse(ErrorCode::NotEmpty));
         }
         self.drop_dentry(now_ns, parent, name);

@@ -146,7 +146,11 @@ impl State {
         Ok(DirPage { entries, end, parent })
     }
 
-    fn names_after<'a>(&'a self, ino: InodeId, after: &[u8]) -> impl Iterator<Item = (&'a [u8], InodeId)> + use<'a> {
+    pub(super) fn names_after<'a>(
+        &'a self,
+        ino: InodeId,
+        after: &[u8],
+    ) -> impl Iterator<Item = (&'a [u8], InodeId)> + use<'a> {
         let start = match after {
             [] => Bound::Included((ino, Name::new())),
             after => Bound::Excluded((ino, Name::from_slice(after))),

@@ -51,7 +51,7 @@ impl State {
         if target.is_some_and(|target| target.ino() == source.ino()) {
             return Ok(self.mutated(source.ino()));
         }
-        self.check_replace(session, source, to, target)?;
+        self.check_replace(source, to, target)?;
         if let Some(Entry::Reserved(ino)) = target {
             self.drop_reservation(now_ns, session, ino, to.parent, to.name);
         }
@@ -86,20 +86,14 @@ impl State {
     }
 
     /// Whether the source may take the place of what is at the target, both what this session sees there and what all see.
-    fn check_replace(
-        &self,
-        session: SessionId,
-        source: Entry,
-        to: Place<'_>,
-        target: Option<Entry>,
-    ) -> Result<(), Refusal> {
+    fn check_replace(&self, source: Entry, to: Place<'_>, target: Option<Entry>) -> Result<(), Refusal> {
         let source_is_directory = self.directory(source.ino()).is_ok();
         let published = self.published(to.parent, to.name).map(Entry::Published);
         for target in target.into_iter().chain(published) {
             match (source_is_directory, self.directory(target.ino()).is_ok()) {
                 (true, false) => return Err(to.refuse(ErrorCode::NotDirectory)),
                 (false, true) => return Err(to.refuse(ErrorCode::IsDirectory)),
-                (true, true) if self.is_occupied(session, target.ino()) => {
+                (true, true) if self.is_occupied(target.ino()) => {
                     return Err(to.refuse(ErrorCode::NotEmpty));
                 }
                 (true, true) | (false, false) => {}

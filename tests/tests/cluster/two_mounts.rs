@@ -34,6 +34,38 @@ fn a_file_appears_when_it_is_closed() -> Result<()> {
 }
 
 #[test]
+fn a_replaced_name_is_never_missing() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    let (writer, reader) = (cluster.mount()?, cluster.mount()?);
+    files::write(&writer.join("f"), b"0")?;
+    wait::until("the file is visible", SEEN_WITHIN, || fs::metadata(reader.join("f")).is_ok())?;
+    for round in 0..60 {
+        // As an editor saves.
+        fs::read(reader.join("f"))?;
+        files::write(&writer.join("f~"), format!("{round}").as_bytes())?;
+        fs::rename(writer.join("f~"), writer.join("f"))?;
+        fs::read(reader.join("f"))?;
+        fs::metadata(reader.join("f"))?;
+    }
+    cluster.finish([writer, reader])
+}
+
+#[test]
+fn a_directory_with_an_unpublished_file_is_not_removed() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    let (writer, other) = (cluster.mount()?, cluster.mount()?);
+    fs::create_dir(writer.join("d"))?;
+    let mut file = File::create(writer.join("d/new"))?;
+    file.write_all(b"x")?;
+    wait::until("the directory is visible", SEEN_WITHIN, || fs::metadata(other.join("d")).is_ok())?;
+    let errno = files::errno(fs::remove_dir(other.join("d")));
+    ensure!(errno == libc::ENOTEMPTY, "errno {errno}");
+    files::close(file)?;
+    ensure!(fs::read(writer.join("d/new"))? == b"x");
+    cluster.finish([writer, other])
+}
+
+#[test]
 fn a_reader_sees_the_old_version_or_the_new_one() -> Result<()> {
     let mut cluster = Cluster::builder().start()?;
     let (writer, reader) = (cluster.mount()?, cluster.mount()?);

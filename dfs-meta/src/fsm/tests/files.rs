@@ -81,19 +81,6 @@ fn a_directory_that_took_the_name_is_not_replaced() {
 }
 
 #[test]
-fn a_name_in_a_directory_that_is_gone_cannot_be_published() {
-    let mut lab = Lab::new();
-    let (a, b) = (lab.session(1), lab.session(2));
-    let d = lab.mkdir(a, ROOT, "d");
-    let (_, id) = lab.create(a, d, "f");
-    assert_eq!(lab.code(a, rmdir(ROOT, "d")), ErrorCode::NotEmpty);
-    lab.ok(b, rmdir(ROOT, "d"));
-    assert_eq!(lab.code(a, commit(id, &[], false)), ErrorCode::NotFound);
-    lab.ok(a, Op::AbortFile { file_id: id });
-    assert_eq!(lab.state.counters().inodes, 1);
-}
-
-#[test]
 fn the_own_unpublished_name_can_be_renamed_linked_and_unlinked() {
     let mut lab = Lab::new();
     let (a, b) = (lab.session(1), lab.session(2));

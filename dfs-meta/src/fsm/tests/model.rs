@@ -146,9 +146,9 @@ impl Model {
             || self.reserved.keys().any(|(p, n, _)| *p == parent && n == name)
     }
 
-    fn is_occupied(&self, session: u64, ino: Ino) -> bool {
+    fn is_occupied(&self, ino: Ino) -> bool {
         self.published.keys().any(|(parent, _)| *parent == ino)
-            || self.reserved.keys().any(|(parent, _, owner)| *parent == ino && *owner == session)
+            || self.reserved.keys().any(|(parent, _, _)| *parent == ino)
     }
 
     pub(super) fn nlink(&self, ino: Ino) -> u32 {
@@ -217,7 +217,7 @@ impl Model {
                 self.directory(parent.0)?;
                 let (ino, is_published) = self.find(session, parent.0, name).ok_or(ErrorCode::NotFound)?;
                 self.directory(ino)?;
-                if self.is_occupied(session, ino) {
+                if self.is_occupied(ino) {
                     return Err(ErrorCode::NotEmpty);
                 }
                 self.remove_name(session, parent.0, name, is_published);
@@ -316,7 +316,7 @@ impl Model {
             match (self.is_directory(source), self.is_directory(other)) {
                 (true, false) => return Err(ErrorCode::NotDirectory),
                 (false, true) => return Err(ErrorCode::IsDirectory),
-                (true, true) if self.is_occupied(session, other) => return Err(ErrorCode::NotEmpty),
+                (true, true) if self.is_occupied(other) => return Err(ErrorCode::NotEmpty),
                 (true, true) | (false, false) => {}
             }
         }

@@ -57,6 +57,20 @@ fn rmdir_wants_an_empty_directory() {
 }
 
 #[test]
+fn a_directory_in_which_somebody_writes_a_new_file_is_not_empty() {
+    let mut lab = Lab::new();
+    let (a, b) = (lab.session(1), lab.session(2));
+    let dir = lab.mkdir(a, ROOT, "dir");
+    lab.mkdir(b, ROOT, "other");
+    let (_, id) = lab.create(a, dir, "new");
+    assert_eq!(lab.code(a, rmdir(ROOT, "dir")), ErrorCode::NotEmpty);
+    assert_eq!(lab.code(b, rmdir(ROOT, "dir")), ErrorCode::NotEmpty);
+    assert_eq!(lab.code(b, rename((ROOT, "other"), (ROOT, "dir"))), ErrorCode::NotEmpty);
+    lab.ok(a, Op::AbortFile { file_id: id });
+    lab.ok(b, rmdir(ROOT, "dir"));
+}
+
+#[test]
 fn something_that_is_no_directory_has_no_entries() {
     let mut lab = Lab::new();
     let s = lab.session(1);

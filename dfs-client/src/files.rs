@@ -1,8 +1,8 @@
 //! Files as a whole, and the administrator's questions.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use dfs_common::{Attr, ErrorCode, InodeId, Layout};
+use dfs_common::{Attr, ErrorCode, FileId, InodeId, Layout};
 use dfs_proto::{
     convert::{self, NodeAddress},
     status::RpcError,
@@ -64,6 +64,63 @@ impl Dfs {
         let what = || "writing a metadata snapshot".to_owned();
         let ask = |c, q| async move { AdminServiceClient::new(c).trigger_snapshot(q).await };
         Ok(self.shared.cluster.call(&what, v1::TriggerSnapshotRequest {}, ask).await?.applied_index)
+    }
+
+    /// A page of the trash in the order of paths: entries that `filter` takes, behind `after`, at most `limit`. `next` says
+    /// where to go on; a page may be empty although others follow.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn list_trash(
+        &self,
+        filter: v1::TrashFilter,
+        after: Option<v1::TrashCursor>,
+        limit: u32,
+    ) -> Result<v1::ListTrashResponse, Error> {
+        let what = || "listing the trash".to_owned();
+        let request = v1::ListTrashRequest { filter: Some(filter), after, limit };
+        let ask = |c, q| async move { AdminServiceClient::new(c).list_trash(q).await };
+        self.shared.cluster.call(&what, request, ask).await
+    }
+
+    /// Gives up a page of the trash, or with `dry_run` says how much it would be.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn empty_trash(
+        &self,
+        filter: v1::TrashFilter,
+        after: Option<v1::TrashCursor>,
+        dry_run: bool,
+    ) -> Result<v1::EmptyTrashResponse, Error> {
+        let what = || "emptying the trash".to_owned();
+        let request = v1::EmptyTrashRequest { filter: Some(filter), after, dry_run };
+        let ask = |c, q| async move { AdminServiceClient::new(c).empty_trash(q).await };
+        self.shared.cluster.call(&what, request, ask).await
+    }
+
+    /// How long the trash keeps content and how many entries it has; changes it first if `retention` is given.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for more than ten years; no answer within the deadline.
+    pub async fn trash_retention(&self, retention: Option<Duration>) -> Result<(Duration, u64), Error> {
+        let what = || "retention of the trash".to_owned();
+        let retention_ms = retention.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let request = v1::TrashRetentionRequest { set: retention.is_some(), retention_ms };
+        let ask = |c, q| async move { AdminServiceClient::new(c).trash_retention(q).await };
+        let answer = self.shared.cluster.call(&what, request, ask).await?;
+        Ok((Duration::from_millis(answer.retention_ms), answer.versions))
+    }
+
+    /// Makes content in the trash a file again, under a name that is free.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not in the trash or there is no such directory, `AlreadyExists`; no answer within the deadline.
+    pub async fn restore(&self, file_id: FileId, parent: InodeId, name: &[u8]) -> Result<Attr, Error> {
+        let what = format!("restoring version {file_id}");
+        let (id, name) = (file_id.as_bytes().to_vec().into(), name.to_vec().into());
+        let op = Op::Restore(v1::Restore { file_id: id, parent: parent.0, name });
+        attr(self.shared.cluster.mutate(what, op).await?.1.attr)
     }
 
     /// State of the storage node at `address`, asked once and directly.

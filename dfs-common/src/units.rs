@@ -63,6 +63,10 @@ impl FromStr for Span {
     fn from_str(text: &str) -> Result<Self, ParseUnitError> {
         let error = || ParseUnitError::Duration(text.to_owned());
         let trimmed = text.trim();
+        // No time at all needs no unit.
+        if trimmed == "0" {
+            return Ok(Self(Duration::ZERO));
+        }
         let split = trimmed.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?;
         let (number, unit) = trimmed.split_at(split);
         let number: u64 = number.parse().map_err(|_| error())?;

@@ -106,6 +106,10 @@ pub struct Config {
     /// How long replaced and removed content stays readable for those who have it open
     #[arg(long, env = "DFS_META_GC_GRACE", default_value = "60s", value_name = "TIME")]
     pub gc_grace: Span,
+    /// How long removed and replaced content can be restored, 0 to keep nothing; set when the cluster is formed, changed by
+    /// `dfsctl trash retention`
+    #[arg(long, env = "DFS_META_TRASH_RETENTION", default_value = "24h", value_name = "TIME")]
+    pub trash_retention: Span,
     /// Threads for network and protocol; more than one pay only for a node that a single one cannot serve
     #[arg(long, env = "DFS_META_WORKER_THREADS", default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -162,6 +166,7 @@ impl Config {
             election_min: self.election_min.0,
             election_max: self.election_max.0,
             snapshot_threshold: self.snapshot_threshold,
+            trash_retention: self.trash_retention.0,
             cluster: fsm::Settings {
                 chunk_size: u32::try_from(self.chunk_size.0).unwrap_or(CHUNK_SIZE_MAX),
                 replication: self.replication,

@@ -55,6 +55,19 @@ struct Inner {
     planned: Notify,
 }
 
+/// What only the leader knows of space that no file uses and that is not free yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Garbage that readers keep.
+    pub pinned: garbage::Pinned,
+    /// A session that has the oldest of it open.
+    pub holder: Option<SessionId>,
+    /// Copies that no version lists.
+    pub unknown: u64,
+    /// Versions given up before their time because space was short.
+    pub given_up: u64,
+}
+
 /// What an administrator wants to know of a node beyond the replicated state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeFigures {
@@ -100,11 +113,13 @@ impl Handle {
         avoid: &[NodeId],
         local_host: &str,
     ) -> Result<Vec<Replicas>, RpcError> {
-        let (settings, nodes) = self
+        let (settings, has_trash, nodes) = self
             .inner
             .raft
             .read(|state| {
-                state.session(session).map(|_| (state.settings(), state.nodes().cloned().collect::<Vec<Node>>()))
+                state.session(session)?;
+                let has_trash = state.counters().trash_versions > 0;
+                Some((state.settings(), has_trash, state.nodes().cloned().collect::<Vec<Node>>()))
             })
             .await?
             .ok_or_else(|| session_expired(session))?;
@@ -123,7 +138,8 @@ impl Handle {
                 avoid,
                 local_host,
             };
-            let placements = placement::place(&mut candidates, rules, count, &mut soft.rng)?;
+            let placements = placement::place(&mut candidates, rules, count, &mut soft.rng)
+                .map_err(|error| soft.wait_for_trash(error, has_trash, now))?;
             for node in placements.iter().flatten() {
                 soft.outstanding.add(*node, rules.chunk_bytes, now);
             }
@@ -172,6 +188,19 @@ impl Handle {
     /// This node does not lead.
     pub fn figures(&self, nodes: &[Node]) -> Result<Vec<NodeFigures>, RpcError> {
         self.lead(|soft, now| nodes.iter().map(|node| soft.figures(node, now)).collect())
+    }
+
+    /// Space that is not free yet although no file uses it, as far as only the leader knows.
+    ///
+    /// # Errors
+    /// This node does not lead.
+    pub fn held(&self) -> Result<Held, RpcError> {
+        self.lead(|soft, _| Held {
+            pinned: soft.pinned,
+            holder: soft.pinned.oldest.and_then(|(_, file)| soft.sessions.holder(file)),
+            unknown: soft.unknown.len() as u64,
+            given_up: soft.given_up,
+        })
     }
 
     /// Repair jobs under way.

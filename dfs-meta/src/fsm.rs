@@ -6,15 +6,15 @@
 //!
 //! ```text
 //!   dentry ──► inode ──► version ──► chunk ──► nodes          reservation ──► unpublished inode ◄── pending version
-//!                           ▲                                                                            │ session
-//!                        garbage (replaced, unlinked) ──released──► chunk without references ──► doomed on its nodes
+//!                         ▲   ▲                                                                          │ session
+//!                     trash   garbage ──released──► chunk without references ──► doomed on its nodes
 //! ```
 //!
 //! - [`command`]: what goes in and what comes out.
 //! - [`record`]: what is stored.
 //! - [`state`]: the state and [`State::apply`](state::State::apply).
 //! - `read`: what the RPC layer and the planners ask.
-//! - `session`, `namespace`, `rename`, `attr`, `version`, `chunk`, `node`: the rules, one room each.
+//! - `session`, `namespace`, `name`, `rename`, `attr`, `version`, `trash`, `chunk`, `node`: the rules, one room each.
 //! - [`snapshot`]: the state as a stream of records.
 //! - [`check`]: invariants, recounted from scratch.
 
@@ -24,9 +24,11 @@ pub mod read;
 pub mod record;
 pub mod snapshot;
 pub mod state;
+pub mod trash;
 
 mod attr;
 mod chunk;
+mod name;
 mod namespace;
 mod node;
 mod rename;
@@ -38,6 +40,6 @@ mod tests;
 
 pub use command::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Refusal, Reply, Settings};
 pub use read::{DirEntry, DirPage, FileLayout};
-pub use record::{Chunk, Counters, Node, Pending, Session};
+pub use record::{Chunk, Counters, DoomedOn, Node, Pending, Reason, Session, Trashed};
 pub use snapshot::SnapshotError;
 pub use state::State;

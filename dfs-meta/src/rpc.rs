@@ -13,6 +13,7 @@ mod service;
 mod session;
 #[cfg(test)]
 mod tests;
+mod trash;
 
 use dfs_common::{ErrorCode, NodeId, SessionId};
 use dfs_proto::{

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use dfs_client::config::ClientArgs;
 
 use crate::{
-    cmd::{change, cluster, dev, meta, namespace, transfer, wait},
+    cmd::{change, cluster, dev, meta, namespace, transfer, trash, wait},
     exit,
 };
 
@@ -84,6 +84,8 @@ pub enum Verb {
     Rm(change::Rm),
     /// Rename
     Mv(change::Mv),
+    /// Get removed and replaced content back
+    Trash(trash::Trash),
     /// Is anything at risk?
     Status(cluster::StatusArgs),
     /// List the storage nodes

@@ -6,6 +6,7 @@ pub mod dev;
 pub mod meta;
 pub mod namespace;
 pub mod transfer;
+pub mod trash;
 pub mod wait;
 
 use crate::{
@@ -32,6 +33,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Mkdir(args) => change::mkdir(&context, &args),
         Verb::Rm(args) => change::rm(&context, &args),
         Verb::Mv(args) => change::mv(&context, &args),
+        Verb::Trash(args) => trash::run(&context, &args),
         Verb::Status(_) => cluster::status(&context),
         Verb::Nodes(_) => cluster::nodes(&context),
         Verb::Df(_) => cluster::df(&context),

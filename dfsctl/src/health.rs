@@ -8,8 +8,12 @@
 //! A storage node that is dead while its chunks are fully replicated elsewhere, and a metadata node that is down while a
 //! majority is up, are shown as remarks and do not make the cluster unhealthy.
 
+mod space;
+
 use dfs_proto::v1;
 use serde::Serialize;
+
+pub use space::SpaceHeld;
 
 use crate::text::{bytes, counted, percent};
 
@@ -34,6 +38,8 @@ pub struct Status {
     pub repair: Repair,
     /// Bytes (one copy counted) and chunks that nothing references and that are not deleted yet.
     pub garbage: Garbage,
+    /// Space that no file uses and that is not free yet, and why.
+    pub space_held: SpaceHeld,
     /// Files, directories and other inodes.
     pub inodes: u64,
     /// Client processes.
@@ -188,6 +194,7 @@ impl Status {
             }),
             repair: Repair { queue: wire.repair_queue, active: wire.repair_active },
             garbage: Garbage { bytes: wire.garbage_bytes, chunks: wire.garbage_chunks },
+            space_held: wire.space_held.unwrap_or_default().into(),
             inodes: wire.inodes,
             sessions: wire.sessions,
             pending_files: wire.pending_files,
@@ -338,6 +345,7 @@ impl Status {
         ));
         facts.push(("repair", format!("{} running, {} waiting", self.repair.active, self.repair.queue)));
         facts.push(("garbage", format!("{} in {}", bytes(self.garbage.bytes), counted(self.garbage.chunks, "chunk"))));
+        facts.push(("trash", self.space_held.trash_words()));
         facts.push((
             "use",
             format!(

@@ -496,4 +496,13 @@ impl AdminService for Service {
     async fn trigger_snapshot(&self, _: Request<v1::TriggerSnapshotRequest>) -> Answer<v1::TriggerSnapshotResponse> {
         unsupported()
     }
+    async fn list_trash(&self, _: Request<v1::ListTrashRequest>) -> Answer<v1::ListTrashResponse> {
+        unsupported()
+    }
+    async fn empty_trash(&self, _: Request<v1::EmptyTrashRequest>) -> Answer<v1::EmptyTrashResponse> {
+        unsupported()
+    }
+    async fn trash_retention(&self, _: Request<v1::TrashRetentionRequest>) -> Answer<v1::TrashRetentionResponse> {
+        unsupported()
+    }
 }

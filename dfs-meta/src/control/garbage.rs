@@ -9,8 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dfs_common::{ChunkId, FileId, NodeId};
+use dfs_common::{ChunkId, FileId, NodeId, node::NodeState};
 use lru::LruCache;
+
+use super::placement::Candidate;
 
 /// Unknown chunks remembered. What does not fit is found again by the next full inventory.
 const UNKNOWN_MAX: usize = 200_000;
@@ -35,13 +37,33 @@ pub struct Gate {
     pub all_pins_heard: bool,
 }
 
+/// Garbage past its grace time that waits for those who have it open, as the last look found it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pinned {
+    /// How many versions.
+    pub versions: u64,
+    /// Bytes of their content.
+    pub bytes: u64,
+    /// When the oldest of them was removed or replaced, and which it is.
+    pub oldest: Option<(i64, FileId)>,
+}
+
+impl Pinned {
+    /// One more, in the order of age.
+    pub fn add(&mut self, since_ns: i64, file: FileId, bytes: u64) {
+        self.versions += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.oldest.get_or_insert((since_ns, file));
+    }
+}
+
 /// The versions among `garbage` (with the leader's clock in nanoseconds when each became garbage) that may be released now,
 /// at most `limit`, oldest first as given. Stops at the first one that is too young.
 pub fn releasable(
     garbage: impl Iterator<Item = (i64, FileId)>,
     gate: Gate,
     now_ns: i64,
-    is_pinned: impl Fn(FileId) -> bool,
+    mut is_pinned: impl FnMut(i64, FileId) -> bool,
     limit: usize,
 ) -> Vec<FileId> {
     if gate.led_for < gate.settle || !gate.all_pins_heard {
@@ -51,10 +73,39 @@ pub fn releasable(
     let oldest_kept = now_ns.saturating_sub(grace);
     garbage
         .take_while(|(since, _)| *since <= oldest_kept)
+        .filter(|(since, file)| !is_pinned(*since, *file))
         .map(|(_, file)| file)
-        .filter(|file| !is_pinned(*file))
         .take(limit)
         .collect()
+}
+
+/// The entries among `trash` (with when each came in, nanoseconds) that were kept for `retention_ns`, at most `limit`, oldest
+/// first as given.
+pub fn expired(
+    trash: impl Iterator<Item = (i64, FileId)>,
+    retention_ns: i64,
+    now_ns: i64,
+    limit: usize,
+) -> Vec<FileId> {
+    let oldest_kept = now_ns.saturating_sub(retention_ns);
+    trash.take_while(|(since, _)| *since <= oldest_kept).map(|(_, file)| file).take(limit).collect()
+}
+
+/// Bytes of copies that must come free so that new chunks find room on enough nodes: what the emptiest `replication` nodes
+/// that take new copies lack of `spare` of their capacity, in thousandths. 0 if that many nodes are not there: then it is not
+/// the trash that is in the way.
+#[must_use]
+pub fn shortage(candidates: &[Candidate], replication: usize, spare: u64, reserve: u64) -> u64 {
+    let mut lacks: Vec<u64> = candidates
+        .iter()
+        .filter(|c| matches!(c.state, NodeState::Alive | NodeState::Suspect))
+        .map(|c| {
+            let wanted = reserve.saturating_add(c.capacity_bytes / 1000 * spare);
+            wanted.saturating_sub(c.capacity_bytes.saturating_sub(c.used_bytes))
+        })
+        .collect();
+    lacks.sort_unstable();
+    lacks.into_iter().take(replication).sum()
 }
 
 #[derive(Clone, Debug)]
@@ -186,10 +237,45 @@ mod tests {
     fn a_leader_that_may_not_know_all_pins_releases_nothing() {
         let garbage = || [(0, file(1))].into_iter();
         let now = 1000 * SECOND_NS;
-        let release = |gate| releasable(garbage(), gate, now, |_| false, 10).len();
+        let release = |gate| releasable(garbage(), gate, now, |_, _| false, 10).len();
         assert_eq!(release(gate()), 1);
         assert_eq!(release(Gate { led_for: Duration::from_secs(19), ..gate() }), 0);
         assert_eq!(release(Gate { all_pins_heard: false, ..gate() }), 0);
+    }
+
+    fn candidate(n: u32, capacity_bytes: u64, used_bytes: u64) -> Candidate {
+        Candidate {
+            id: NodeId(n),
+            state: NodeState::Alive,
+            rack: String::new(),
+            host: String::new(),
+            capacity_bytes,
+            used_bytes,
+            outstanding_bytes: 0,
+            active_streams: 0,
+            recently_failed: false,
+        }
+    }
+
+    #[test]
+    fn a_shortage_is_what_the_emptiest_nodes_lack() {
+        let nodes =
+            [candidate(1, 1000, 500), candidate(2, 1000, 990), candidate(3, 1000, 960), candidate(4, 1000, 999)];
+        assert_eq!(shortage(&nodes, 1, 50, 0), 0);
+        assert_eq!(shortage(&nodes, 2, 50, 0), 10);
+        assert_eq!(shortage(&nodes, 3, 50, 0), 50);
+        assert_eq!(shortage(&nodes, 3, 50, 10), 70);
+        let dead = nodes.map(|node| Candidate { state: NodeState::Dead, ..node });
+        assert_eq!(shortage(&dead, 3, 50, 0), 0);
+    }
+
+    #[test]
+    fn the_trash_expires_oldest_first() {
+        let trash = || [(10, file(1)), (20, file(2)), (30, file(3))].into_iter();
+        assert_eq!(expired(trash(), 100, 120, 10), [file(1), file(2)]);
+        assert_eq!(expired(trash(), 100, 130, 1), [file(1)]);
+        assert_eq!(expired(trash(), 100, 100, 10), []);
+        assert_eq!(expired(trash(), 0, 25, 10), [file(1), file(2)]);
     }
 
     proptest! {
@@ -204,7 +290,7 @@ mod tests {
                 (0u8..).zip(&ages).map(|(n, age)| (now - age * SECOND_NS, file(n))).collect();
             garbage.sort();
             let is_pinned = |f: FileId| pinned.contains(&f.0[0]);
-            let released = releasable(garbage.iter().copied(), gate(), now, is_pinned, limit);
+            let released = releasable(garbage.iter().copied(), gate(), now, |_, f| is_pinned(f), limit);
             let may: Vec<FileId> = garbage
                 .iter()
                 .filter(|(since, f)| now - since >= 60 * SECOND_NS && !is_pinned(*f))

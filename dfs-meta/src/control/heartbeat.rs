@@ -373,6 +373,6 @@ fn may_evict(state: &State, node: NodeId, chunk: ChunkId, others: u32) -> bool {
 fn is_wanted(state: &State, job: &Job) -> bool {
     state.chunk(job.chunk).is_some_and(|chunk| {
         let missing = chunk.live < state.settings().replication || job.urgent;
-        missing && chunk.is_published() && chunk.replicas.contains(&job.source) && !chunk.replicas.contains(&job.target)
+        missing && chunk.is_wanted() && chunk.replicas.contains(&job.source) && !chunk.replicas.contains(&job.target)
     })
 }

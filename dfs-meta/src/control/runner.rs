@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use dfs_common::{ChunkId, NodeId, SessionId, node::NodeState};
+use dfs_common::{ChunkId, FileId, NodeId, SessionId, node::NodeState};
 use dfs_proto::status::RpcError;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Handle,
-    garbage::{self, Due, Gate},
+    garbage::{self, Due, Gate, Pinned},
     placement::Candidate,
     repair::{Need, Verdict},
     soft::Soft,
@@ -24,6 +24,9 @@ use crate::{
 const REPLAN_GAP: Duration = Duration::from_millis(25);
 /// Unknown chunks looked up in one round.
 const UNKNOWN_BATCH: usize = 1000;
+/// Batches of versions released, and of trash given up, in one round: a tree of a million files is gone in minutes, and no
+/// round holds the others up for long.
+const BATCHES_MAX: usize = 8;
 /// Chunks of suspect nodes looked at in one round while several are suspect.
 const SUSPECT_WINDOW: usize = 4096;
 
@@ -88,6 +91,7 @@ impl Handle {
         }
         self.expire_sessions().await?;
         self.plan_repairs()?;
+        self.give_up_trash().await?;
         self.release_garbage().await?;
         self.look_up_unknown().await
     }
@@ -135,7 +139,69 @@ impl Handle {
         Ok(())
     }
 
+    /// Gives up trash whose time is over, and the oldest before its time while space is short.
+    pub(super) async fn give_up_trash(&self) -> Result<(), RpcError> {
+        let batch = self.settings().release_batch;
+        for _ in 0..BATCHES_MAX {
+            let file_ids = self
+                .inner
+                .raft
+                .peek(|state| garbage::expired(state.trash_by_age(), state.trash_retention_ns(), unix_now_ns(), batch));
+            if file_ids.is_empty() {
+                break;
+            }
+            tracing::debug!(versions = file_ids.len(), "trash has expired");
+            self.apply(Command::DropTrash { file_ids }).await?;
+        }
+        let mut lacking = self.space_lacking()?;
+        for _ in 0..BATCHES_MAX {
+            let (file_ids, bytes) = self.inner.raft.peek(|state| oldest_trash(state, lacking, batch));
+            if file_ids.is_empty() {
+                break;
+            }
+            tracing::warn!(
+                versions = file_ids.len(),
+                bytes,
+                "space is short: the oldest trash is given up before its time"
+            );
+            let count = file_ids.len() as u64;
+            self.apply(Command::DropTrash { file_ids }).await?;
+            self.lead(|soft, now| soft.trash_given_up(count, now))?;
+            lacking = lacking.saturating_sub(bytes);
+        }
+        Ok(())
+    }
+
+    /// Bytes of copies that must still be given up for enough nodes to have room; what is on its way out counts as free.
+    fn space_lacking(&self) -> Result<u64, RpcError> {
+        let settings = self.settings();
+        self.lead(|soft, now| {
+            self.inner.raft.peek(|state| {
+                if state.counters().trash_versions == 0 {
+                    return 0;
+                }
+                let nodes: Vec<Node> = state.nodes().cloned().collect();
+                let candidates = soft.candidates(&nodes, settings.placement_valid, now);
+                let replication = state.settings().replication as usize;
+                // Two chunks at least, or a small node would be full before it is short.
+                let reserve = settings.reserve_bytes + 2 * u64::from(state.settings().chunk_size);
+                let lacking = garbage::shortage(&candidates, replication, settings.trash_spare, reserve);
+                let doomed: u64 = state.doomed_on().map(|(_, on)| on.bytes).sum();
+                lacking.saturating_sub(state.counters().garbage_copy_bytes).saturating_sub(doomed)
+            })
+        })
+    }
+
     async fn release_garbage(&self) -> Result<(), RpcError> {
+        for _ in 0..BATCHES_MAX {
+            if self.release_batch().await? < self.settings().release_batch {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn release_batch(&self) -> Result<usize, RpcError> {
         let settings = self.settings();
         let now_ns = unix_now_ns();
         let file_ids = self.lead(|soft, now| {
@@ -146,15 +212,25 @@ impl Handle {
                     settle: settings.renewal * 2,
                     all_pins_heard: soft.sessions.all_heard(state.sessions().map(|session| session.id)),
                 };
-                let pinned = |file| soft.sessions.is_pinned(file);
-                garbage::releasable(state.garbage(), gate, now_ns, pinned, settings.release_batch)
+                let mut held = Pinned::default();
+                let is_pinned = |since, file| {
+                    let is_pinned = soft.sessions.is_pinned(file);
+                    if is_pinned {
+                        held.add(since, file, state.version_size(file).unwrap_or(0));
+                    }
+                    is_pinned
+                };
+                let found = garbage::releasable(state.garbage(), gate, now_ns, is_pinned, settings.release_batch);
+                soft.pinned = held;
+                found
             })
         })?;
-        if !file_ids.is_empty() {
-            tracing::debug!(versions = file_ids.len(), "garbage is released");
+        let count = file_ids.len();
+        if count > 0 {
+            tracing::debug!(versions = count, "garbage is released");
             self.apply(Command::ReleaseVersions { file_ids }).await?;
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Chunks that were unknown when a node reported them: most are published a moment later, the rest is deleted after the
@@ -246,7 +322,7 @@ fn scan_suspects(
         if !soft.planner.has_capacity() {
             return;
         }
-        if state.chunk(chunk).is_some_and(|c| c.is_published() && c.live as usize >= replication) {
+        if state.chunk(chunk).is_some_and(|c| c.is_wanted() && c.live as usize >= replication) {
             consider(soft, chunk);
         }
         last = Some((node, chunk));
@@ -255,6 +331,21 @@ fn scan_suspects(
         let next = suspects.iter().find(|id| **id > node).unwrap_or(&suspects[0]);
         Some((*next, ChunkId([0; 32])))
     });
+}
+
+/// The oldest entries of the trash whose copies have `bytes`, at most `limit`, and the bytes. Content that other files share
+/// frees less: the next round sees it.
+fn oldest_trash(state: &State, bytes: u64, limit: usize) -> (Vec<FileId>, u64) {
+    let copies = u64::from(state.settings().replication);
+    let (mut file_ids, mut found) = (Vec::new(), 0_u64);
+    for (_, id) in state.trash_by_age().take(limit) {
+        if found >= bytes {
+            break;
+        }
+        found = found.saturating_add(state.trashed(id).map_or(0, |(_, size)| size.saturating_mul(copies)));
+        file_ids.push(id);
+    }
+    (file_ids, found)
 }
 
 fn need(state: &State, chunk: ChunkId) -> Option<Need> {

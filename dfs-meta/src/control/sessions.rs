@@ -100,6 +100,15 @@ impl Sessions {
         self.pinned.contains_key(&file)
     }
 
+    /// A session that has `file` open.
+    #[must_use]
+    pub fn holder(&self, file: FileId) -> Option<SessionId> {
+        let mut holders: Vec<_> =
+            self.sessions.iter().filter(|(_, soft)| soft.pins.contains(&file)).map(|(id, _)| *id).collect();
+        holders.sort_unstable();
+        holders.first().copied()
+    }
+
     /// Which of the `known` sessions did not renew within their lease. One that this leader never heard gets a full lease
     /// from when it began to lead.
     pub fn expired(&self, known: impl Iterator<Item = SessionId>, now: Instant) -> Vec<SessionId> {

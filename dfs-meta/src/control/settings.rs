@@ -34,6 +34,9 @@ pub struct Settings {
     pub delete_page: usize,
     /// Versions released by one command.
     pub release_batch: usize,
+    /// Share of its capacity, in thousandths, that must stay free on as many nodes as a chunk has copies: short of that, the
+    /// oldest trash is given up before its time.
+    pub trash_spare: u64,
     /// How long a placement may be used.
     pub placement_valid: Duration,
     /// Bytes of a storage node that placement leaves free, above what the node itself keeps back.
@@ -94,7 +97,8 @@ impl Default for Settings {
             inventory_delay: Duration::from_secs(120),
             inventory_page: 1000,
             delete_page: 1000,
-            release_batch: 256,
+            release_batch: 1024,
+            trash_spare: 50,
             placement_valid: Duration::from_secs(10),
             reserve_bytes: 0,
             repair: RepairSettings::default(),

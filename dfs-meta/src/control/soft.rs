@@ -5,13 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dfs_common::{ChunkId, NodeId};
+use dfs_common::{ChunkId, ErrorCode, NodeId};
+use dfs_proto::status::RpcError;
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::{
     NodeFigures,
     detector::{Detector, Timing},
-    garbage::UnknownChunks,
+    garbage::{Pinned, UnknownChunks},
     inventory::{self, Inventories},
     placement::{Candidate, Outstanding},
     repair::Planner,
@@ -22,6 +23,10 @@ use crate::fsm::Node;
 
 /// Copies to be deleted that are remembered. What does not fit is found again, by the next reader or inventory.
 const EVICTIONS_MAX: usize = 10_000;
+
+/// How long after trash was given up its space is on its way: it is released at once, deleted on the nodes with the next
+/// heartbeat, and reported with the one after.
+const FREEING: Duration = Duration::from_secs(15);
 
 /// What a node last said of itself.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +59,12 @@ pub(super) struct Soft {
     /// Bad and superfluous copies that left the record, to be deleted while this many live ones are recorded.
     pub(super) evictions: BTreeMap<(NodeId, ChunkId), u32>,
     pub(super) cursors: Cursors,
+    /// Garbage that readers keep, as the last round found it.
+    pub(super) pinned: Pinned,
+    /// Versions given up before their time because space was short.
+    pub(super) given_up: u64,
+    /// Until when that space is on its way.
+    pub(super) freeing_until: Option<Instant>,
     pub(super) rng: StdRng,
 }
 
@@ -72,6 +83,9 @@ impl Soft {
             reports: HashMap::new(),
             evictions: BTreeMap::new(),
             cursors: Cursors::default(),
+            pinned: Pinned::default(),
+            given_up: 0,
+            freeing_until: None,
             rng: StdRng::from_os_rng(),
         }
     }
@@ -120,6 +134,23 @@ impl Soft {
     pub(super) fn heard(&mut self, node: NodeId, report: Report, now: Instant) {
         self.detector.heard(node, now);
         self.reports.insert(node, report);
+    }
+
+    /// Trash was given up because space was short.
+    pub(super) fn trash_given_up(&mut self, versions: u64, now: Instant) {
+        self.given_up += versions;
+        self.freeing_until = Some(now + FREEING);
+    }
+
+    /// A cluster that is full only because of its trash is not full: the next round gives some of it up, and the writer
+    /// tries again meanwhile.
+    pub(super) fn wait_for_trash(&self, error: RpcError, has_trash: bool, now: Instant) -> RpcError {
+        let is_freeing = self.freeing_until.is_some_and(|until| now < until);
+        if error.code == ErrorCode::NoSpace && (has_trash || is_freeing) {
+            let message = format!("{}; the oldest trash is being given up for it", error.message);
+            return RpcError { code: ErrorCode::Unavailable, message, ..error };
+        }
+        error
     }
 
     /// Remembers a copy to be deleted while `others` live ones are recorded. `false` if there is no room to remember it.

@@ -1,13 +1,17 @@
 //! Invariants of the state, recounted from scratch. For tests and for an administrator's fsck: it visits everything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use dfs_common::{ChunkId, FileId, InodeId, layout::chunk_count};
+use dfs_common::{ChunkId, FileId, InodeId, NodeId, layout::chunk_count};
 
 use super::{
-    record::{Body, counts_as_live},
+    record::{Body, DoomedOn, counts_as_live},
     session::OUTCOMES_MAX,
     state::State,
+    trash::Cursor,
 };
 
 /// Checks every invariant.
@@ -19,7 +23,9 @@ pub fn check(state: &State) -> Result<(), Vec<String>> {
     check.names();
     check.directories();
     check.unpublished();
+    check.places();
     check.versions();
+    check.trash();
     check.pending();
     check.references();
     check.replicas();
@@ -121,7 +127,8 @@ impl Check<'_> {
         }
         for (id, version) in &state.versions {
             let names = named.remove(id).unwrap_or(0);
-            let wanted = u32::from(!state.garbage.contains_key(id));
+            let is_old = state.garbage.contains_key(id) || state.trash.contains_key(id);
+            let wanted = u32::from(!is_old);
             self.require(names == wanted, || format!("version {id}: named {names} times, not {wanted}"));
             let slots = chunk_count(version.size, version.chunk_size);
             self.require(slots == version.chunks.len() as u64, || format!("version {id}: {slots} slots expected"));
@@ -134,6 +141,43 @@ impl Check<'_> {
         });
         let lost: Vec<_> = state.garbage.keys().filter(|id| !state.versions.contains_key(*id)).collect();
         self.require(lost.is_empty(), || format!("garbage that is not there: {lost:?}"));
+    }
+
+    /// Each entry of the trash is a version that nothing else holds, and is indexed.
+    fn trash(&mut self) {
+        let state = self.state;
+        for (id, entry) in &state.trash {
+            self.require(state.versions.contains_key(id), || format!("trash {id} is no version"));
+            self.require(!state.garbage.contains_key(id), || format!("trash {id} is garbage"));
+            let by_path = Cursor { path: Arc::clone(&entry.path), at_ns: entry.at_ns, id: *id };
+            let is_indexed = state.trash_by_age.contains(&(entry.at_ns, *id)) && state.trash_by_path.contains(&by_path);
+            self.require(is_indexed, || format!("trash {id} is not indexed"));
+        }
+        let count = state.trash.len();
+        let indexed = (state.trash_by_age.len(), state.trash_by_path.len());
+        self.require(indexed == (count, count), || format!("{count} entries of the trash, {indexed:?} indexed"));
+        for ino in state.orphans.keys() {
+            let names = state.inodes.get(ino).map(|inode| inode.names);
+            self.require(names == Some(0), || format!("file {ino} without names has {names:?}"));
+        }
+    }
+
+    /// The way back from an inode to its names.
+    fn places(&mut self) {
+        let state = self.state;
+        let mut places: BTreeMap<InodeId, Vec<_>> = BTreeMap::new();
+        for ((parent, name), ino) in &state.dentries {
+            places.entry(*ino).or_default().push((*parent, name.clone()));
+        }
+        let mut linked = 0;
+        for (ino, inode) in &state.inodes {
+            let counted = places.remove(ino).unwrap_or_default();
+            let said: Vec<_> = state.places(*ino).collect();
+            self.require(said == counted, || format!("inode {ino} is at {said:?}, found at {counted:?}"));
+            self.require(inode.place.is_some() == (counted.len() == 1), || format!("inode {ino}: {:?}", inode.place));
+            linked += if counted.len() > 1 { counted.len() } else { 0 };
+        }
+        self.require(linked == state.links.len(), || format!("{linked} linked names, {} indexed", state.links.len()));
     }
 
     fn pending(&mut self) {
@@ -154,22 +198,25 @@ impl Check<'_> {
     /// Reference counts are the slots and holds there are, and a chunk without any is not there.
     fn references(&mut self) {
         let state = self.state;
-        let mut counts: BTreeMap<ChunkId, (u32, u32, u32)> = BTreeMap::new();
+        let mut counts: BTreeMap<ChunkId, (u32, u32, u32, u32)> = BTreeMap::new();
         for (id, version) in &state.versions {
             for chunk in version.chunks.iter().filter(|chunk| !chunk.is_zero()) {
                 let count = counts.entry(*chunk).or_default();
-                let kind = if state.garbage.contains_key(id) { &mut count.1 } else { &mut count.0 };
-                *kind += 1;
+                match (state.trash.contains_key(id), state.garbage.contains_key(id)) {
+                    (true, _) => count.1 += 1,
+                    (false, true) => count.2 += 1,
+                    (false, false) => count.0 += 1,
+                }
             }
         }
         for chunk in state.pending.values().flat_map(|pending| pending.held.iter()) {
-            counts.entry(*chunk).or_default().2 += 1;
+            counts.entry(*chunk).or_default().3 += 1;
         }
         for (id, chunk) in &state.chunks {
-            let said = (chunk.published, chunk.garbage, chunk.held);
+            let said = (chunk.published, chunk.trashed, chunk.garbage, chunk.held);
             let counted = counts.remove(id).unwrap_or_default();
             self.require(said == counted && chunk.refs() > 0, || {
-                format!("chunk {id}: references {said:?} (published, garbage, held), {counted:?} found")
+                format!("chunk {id}: references {said:?} (published, trashed, garbage, held), {counted:?} found")
             });
         }
         self.require(counts.is_empty(), || format!("chunks that are not there: {counts:?}"));
@@ -201,8 +248,16 @@ impl Check<'_> {
         }
         self.require(on_node.is_empty(), || format!("copies on unknown nodes: {on_node:?}"));
         let lost: BTreeSet<_> =
-            state.doomed.iter().map(|(node, _)| node).filter(|n| !state.nodes.contains_key(*n)).collect();
+            state.doomed.keys().map(|(node, _)| node).filter(|n| !state.nodes.contains_key(*n)).collect();
         self.require(lost.is_empty(), || format!("doomed copies on unknown nodes: {lost:?}"));
+        let mut doomed_on: BTreeMap<NodeId, DoomedOn> = BTreeMap::new();
+        for ((node, _), length) in &state.doomed {
+            let on = doomed_on.entry(*node).or_default();
+            (on.copies, on.bytes) = (on.copies + 1, on.bytes + u64::from(*length));
+        }
+        self.require(doomed_on.iter().eq(state.doomed_on.iter()), || {
+            format!("doomed copies: {:?}, counted {doomed_on:?}", state.doomed_on)
+        });
     }
 
     fn figures(&mut self) {

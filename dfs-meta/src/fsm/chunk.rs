@@ -16,8 +16,11 @@ use super::{
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Standing {
     length: u64,
+    copies: u64,
     live: u32,
     published: bool,
+    wanted: bool,
+    trash: bool,
     garbage: bool,
 }
 
@@ -25,14 +28,17 @@ impl Standing {
     fn of(chunk: &Chunk) -> Self {
         Self {
             length: u64::from(chunk.length),
+            copies: chunk.replicas.len() as u64,
             live: chunk.live,
             published: chunk.is_published(),
+            wanted: chunk.is_wanted(),
+            trash: chunk.is_trash(),
             garbage: chunk.is_garbage(),
         }
     }
 
     fn is_short(self, wanted: u32) -> bool {
-        self.published && self.live < wanted
+        self.wanted && self.live < wanted
     }
 
     /// Enters the chunk into the figures, or takes it out.
@@ -43,6 +49,22 @@ impl Standing {
         if self.garbage {
             change(&mut counters.garbage_chunks, 1);
             change(&mut counters.garbage_bytes, self.length);
+            change(&mut counters.garbage_copies, self.copies);
+            change(&mut counters.garbage_copy_bytes, self.length * self.copies);
+        }
+        if self.trash {
+            change(&mut counters.trash_chunks, 1);
+            change(&mut counters.trash_bytes, self.length);
+            change(&mut counters.trash_copies, self.copies);
+            change(&mut counters.trash_copy_bytes, self.length * self.copies);
+            match self.live {
+                live if live >= wanted => {}
+                0 => change(&mut counters.trash_missing, 1),
+                live => {
+                    change(&mut counters.trash_under_replicated, 1);
+                    change(&mut counters.trash_endangered, u64::from(live == 1));
+                }
+            }
         }
         if self.published {
             change(&mut counters.chunks, 1);
@@ -63,12 +85,20 @@ impl Standing {
 impl State {
     /// Changes the record of a chunk, if there is one, and everything that follows from it.
     pub(super) fn change_chunk(&mut self, id: ChunkId, change: impl FnOnce(&mut Chunk)) {
+        if self.edit_chunk(id, change) {
+            self.doom(id);
+        }
+    }
+
+    /// The same for a change that leaves the references as they are: a record that has none yet is left for its caller to
+    /// finish. Says whether it has none.
+    fn edit_chunk(&mut self, id: ChunkId, change: impl FnOnce(&mut Chunk)) -> bool {
         let wanted = self.settings.replication;
-        let Some(chunk) = self.chunks.get_mut(&id) else { return };
+        let Some(chunk) = self.chunks.get_mut(&id) else { return false };
         let before = Standing::of(chunk);
         change(chunk);
         let after = Standing::of(chunk);
-        let is_lost = chunk.refs() == 0;
+        let has_none = chunk.refs() == 0;
         if before != after {
             before.count(&mut self.counters, wanted, false);
             after.count(&mut self.counters, wanted, true);
@@ -79,9 +109,7 @@ impl State {
                 self.endangered.insert((after.live, id));
             }
         }
-        if is_lost {
-            self.doom(id);
-        }
+        has_none
     }
 
     /// Forgets a chunk without references; its copies are to be deleted.
@@ -90,7 +118,7 @@ impl State {
         for node in chunk.replicas {
             self.chunks_by_node.remove(&(node, id));
             self.count_on_node(node, chunk.length, false);
-            self.doomed.insert((node, id));
+            self.add_doomed(node, id, chunk.length);
         }
     }
 
@@ -101,7 +129,7 @@ impl State {
         }
         if !self.chunks.contains_key(&id) {
             let replicas = Replicas::new();
-            let chunk = Chunk { length, sha256, replicas, live: 0, published: 0, garbage: 0, held: 0 };
+            let chunk = Chunk { length, sha256, replicas, live: 0, published: 0, trashed: 0, garbage: 0, held: 0 };
             self.chunks.insert(id, chunk);
         }
         for node in replicas {
@@ -112,46 +140,62 @@ impl State {
     /// Whether a node may be recorded as a holder: it exists and is not about to delete its copy.
     pub(super) fn may_hold(&self, node: NodeId, chunk: ChunkId) -> bool {
         let is_member = self.nodes.get(&node).is_some_and(|node| node.state != NodeState::Decommissioned);
-        is_member && !self.doomed.contains(&(node, chunk))
+        is_member && !self.doomed.contains_key(&(node, chunk))
     }
 
     fn add_replica(&mut self, id: ChunkId, node: NodeId) {
         if !self.may_hold(node, id) {
             return;
         }
-        let Some(chunk) = self.chunks.get_mut(&id) else { return };
-        let Err(at) = chunk.replicas.binary_search(&node) else { return };
-        chunk.replicas.insert(at, node);
-        let length = chunk.length;
+        let Some(chunk) = self.chunks.get(&id) else { return };
+        let (length, Err(at)) = (chunk.length, chunk.replicas.binary_search(&node)) else { return };
+        let is_live = self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state));
         self.chunks_by_node.insert((node, id));
         self.count_on_node(node, length, true);
-        if self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state)) {
-            self.change_live(id, true);
-        }
+        self.edit_chunk(id, |chunk| {
+            chunk.replicas.insert(at, node);
+            chunk.live += u32::from(is_live);
+        });
     }
 
     fn remove_replica(&mut self, id: ChunkId, node: NodeId) {
-        let Some(chunk) = self.chunks.get_mut(&id) else { return };
-        let Ok(at) = chunk.replicas.binary_search(&node) else { return };
-        chunk.replicas.remove(at);
-        let length = chunk.length;
+        let Some(chunk) = self.chunks.get(&id) else { return };
+        let (length, Ok(at)) = (chunk.length, chunk.replicas.binary_search(&node)) else { return };
+        let is_live = self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state));
         self.chunks_by_node.remove(&(node, id));
         self.count_on_node(node, length, false);
-        if self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state)) {
-            self.change_live(id, false);
-        }
+        self.edit_chunk(id, |chunk| {
+            chunk.replicas.remove(at);
+            chunk.live = chunk.live.saturating_sub(u32::from(is_live));
+        });
     }
 
-    /// A copy began or ceased to count. A record that has no reference yet is left for its caller to finish.
+    /// A copy began or ceased to count.
     fn change_live(&mut self, id: ChunkId, more: bool) {
-        let change = |chunk: &mut Chunk| {
+        self.edit_chunk(id, |chunk| {
             chunk.live = if more { chunk.live.saturating_add(1) } else { chunk.live.saturating_sub(1) };
-        };
-        match self.chunks.get_mut(&id) {
-            Some(chunk) if chunk.refs() == 0 => change(chunk),
-            Some(_) => self.change_chunk(id, change),
-            None => {}
+        });
+    }
+
+    /// A copy is to be deleted; `length` is 0 where no record says it.
+    pub(super) fn add_doomed(&mut self, node: NodeId, id: ChunkId, length: u32) {
+        if self.doomed.contains_key(&(node, id)) {
+            return;
         }
+        self.doomed.insert((node, id), length);
+        let on = self.doomed_on.entry(node).or_default();
+        (on.copies, on.bytes) = (on.copies + 1, on.bytes + u64::from(length));
+    }
+
+    fn remove_doomed(&mut self, node: NodeId, id: ChunkId) -> bool {
+        let Some(length) = self.doomed.remove(&(node, id)) else { return false };
+        if let Some(on) = self.doomed_on.get_mut(&node) {
+            (on.copies, on.bytes) = (on.copies - 1, on.bytes - u64::from(length));
+            if on.copies == 0 {
+                self.doomed_on.remove(&node);
+            }
+        }
+        true
     }
 
     /// The copies of a node begin or cease to count.
@@ -171,8 +215,8 @@ impl State {
             self.remove_replica(*id, node);
         }
         let doomed = self.doomed.clone();
-        for pair in doomed.range(first..).take_while(|(holder, _)| *holder == node) {
-            self.doomed.remove(pair);
+        for ((_, id), _) in doomed.range(first..).take_while(|((holder, _), _)| *holder == node) {
+            self.remove_doomed(node, *id);
         }
     }
 
@@ -231,7 +275,7 @@ impl State {
         for (id, node) in replicas {
             if self.chunks.contains_key(id) {
                 self.add_replica(*id, *node);
-            } else if !self.doomed.contains(&(*node, *id)) {
+            } else if !self.doomed.contains_key(&(*node, *id)) {
                 skipped.push(*id);
             }
         }
@@ -251,7 +295,7 @@ impl State {
     }
 
     pub(super) fn confirm_deleted(&mut self, node: NodeId, chunks: &[ChunkId]) -> Reply {
-        let skipped = chunks.iter().filter(|id| self.doomed.remove(&(node, **id)).is_none()).copied();
+        let skipped = chunks.iter().filter(|id| !self.remove_doomed(node, **id)).copied();
         Reply::Chunks { skipped: skipped.collect() }
     }
 
@@ -265,7 +309,7 @@ impl State {
             if self.chunks.contains_key(id) || self.pending.contains_key(file_id) {
                 skipped.push(*id);
             } else {
-                self.doomed.insert((node, *id));
+                self.add_doomed(node, *id, 0);
             }
         }
         Ok(Reply::Chunks { skipped })

@@ -145,6 +145,16 @@ pub enum Command {
         /// Chunk and the file id in its footer.
         chunks: Vec<(ChunkId, FileId)>,
     },
+    /// How long content that was removed or replaced stays in the trash.
+    SetTrashRetention {
+        /// Nanoseconds; 0 keeps nothing from now on. What is in the trash already is left to its planner.
+        retention_ns: i64,
+    },
+    /// Gives up content in the trash. [`Reply::TrashDropped`].
+    DropTrash {
+        /// Which; those that are not in the trash are skipped.
+        file_ids: Vec<FileId>,
+    },
 }
 
 /// A chunk that is durable on some nodes.
@@ -330,6 +340,15 @@ pub enum Op {
         /// The pending version.
         file_id: FileId,
     },
+    /// Makes content in the trash a file again.
+    Restore {
+        /// The version.
+        file_id: FileId,
+        /// Directory.
+        parent: InodeId,
+        /// Name in it; it must be free.
+        name: Vec<u8>,
+    },
 }
 
 /// What a command came to.
@@ -370,6 +389,13 @@ pub enum Reply {
     Chunks {
         /// In the order of the command.
         skipped: Vec<ChunkId>,
+    },
+    /// Of `DropTrash`.
+    TrashDropped {
+        /// Entries given up.
+        versions: u64,
+        /// Bytes of their content. Less comes free where other files share it.
+        bytes: u64,
     },
 }
 

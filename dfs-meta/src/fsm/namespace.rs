@@ -12,8 +12,10 @@ use smallvec::SmallVec;
 
 use super::{
     command::{Outcome, Refusal, Reply},
-    record::{Body, Inode, Name, Unpublished, Version},
+    name::{EntryRef, Name},
+    record::{Body, Inode, Origin, Reason, Unpublished, Version},
     state::State,
+    version::seconds,
 };
 
 /// Most names of one inode, as on ext4.
@@ -48,7 +50,7 @@ impl Entry {
 /// Who sees what.
 impl State {
     pub(super) fn published(&self, parent: InodeId, name: &[u8]) -> Option<InodeId> {
-        self.dentries.get(&(parent, Name::from_slice(name))).copied()
+        self.dentries.get(&EntryRef(parent, name)).copied()
     }
 
     pub(super) fn resolve(&self, session: Option<SessionId>, parent: InodeId, name: &[u8]) -> Option<Entry> {
@@ -60,7 +62,7 @@ impl State {
     }
 
     /// Checks that a new entry can be made and that nobody has published or reserved its name.
-    fn check_free(&self, parent: InodeId, name: &[u8]) -> Result<(), Refusal> {
+    pub(super) fn check_free(&self, parent: InodeId, name: &[u8]) -> Result<(), Refusal> {
         self.check_new(parent, name)?;
         if self.is_taken(parent, name) {
             return Err(Self::refuse_name(ErrorCode::AlreadyExists, parent, name));
@@ -86,7 +88,7 @@ impl State {
     /// Whether a directory has published entries, or entries that any session reserved: a writer whose directory went away
     /// could not publish what it was told is written.
     pub(super) fn is_occupied(&self, ino: InodeId) -> bool {
-        let reserved = self.reservations.range((ino, Name::new(), SessionId(0))..).next();
+        let reserved = self.reservations.range((ino, Name::from_slice(b""), SessionId(0))..).next();
         self.names_after(ino, b"").next().is_some() || reserved.is_some_and(|((parent, _, _), _)| *parent == ino)
     }
 }
@@ -112,6 +114,7 @@ impl State {
             ctime_ns: now_ns,
             generation: 1,
             xattrs: None,
+            place: None,
         };
         self.inodes.insert(ino, Arc::new(inode));
         ino
@@ -121,7 +124,7 @@ impl State {
     fn make(&mut self, now_ns: i64, new: &New<'_>, body: Body) -> Result<InodeId, Refusal> {
         self.check_free(new.parent, new.name)?;
         let ino = self.make_inode(now_ns, new, body);
-        self.dentries.insert((new.parent, Name::from_slice(new.name)), ino);
+        self.insert_dentry(new.parent, Name::from_slice(new.name), ino);
         self.entries_changed(now_ns, new.parent);
         Ok(ino)
     }
@@ -197,8 +200,9 @@ impl State {
         };
         let ino = self.make(now_ns, new, body)?;
         if kind == FileKind::File {
-            let chunk_size = self.settings.chunk_size;
-            self.versions.insert(file_id, Arc::new(Version { ino, size: 0, chunk_size, chunks: SmallVec::new() }));
+            let (chunk_size, published_s) = (self.settings.chunk_size, seconds(now_ns));
+            let version = Version { ino, size: 0, chunk_size, published_s, chunks: SmallVec::new() };
+            self.versions.insert(file_id, Arc::new(version));
         }
         Ok(self.mutated(ino))
     }
@@ -225,7 +229,7 @@ impl State {
             unpublished.names.push((parent, name.clone()));
             self.reservations.insert((parent, name, session), ino);
         } else {
-            self.dentries.insert((parent, name), ino);
+            self.insert_dentry(parent, name, ino);
         }
         self.touch(ino, |inode| {
             inode.names += 1;
@@ -248,7 +252,7 @@ impl State {
         }
         match entry {
             Entry::Reserved(ino) => self.drop_reservation(now_ns, session, ino, parent, name),
-            Entry::Published(_) => self.drop_dentry(now_ns, parent, name),
+            Entry::Published(_) => self.drop_dentry(now_ns, parent, name, Reason::Removed),
         }
         self.entries_changed(now_ns, parent);
         left.nlink = left.nlink.saturating_sub(1);
@@ -265,16 +269,21 @@ impl State {
         if self.is_occupied(entry.ino()) {
             return Err(refuse(ErrorCode::NotEmpty));
         }
-        self.drop_dentry(now_ns, parent, name);
+        self.drop_dentry(now_ns, parent, name, Reason::Removed);
         self.entries_changed(now_ns, parent);
         Ok(Reply::Done)
     }
 
     /// Removes a published name and, with its last name, the inode. A directory must be empty.
-    pub(super) fn drop_dentry(&mut self, now_ns: i64, parent: InodeId, name: &[u8]) {
-        let Some(ino) = self.dentries.remove(&(parent, Name::from_slice(name))) else { return };
+    pub(super) fn drop_dentry(&mut self, now_ns: i64, parent: InodeId, name: &[u8], reason: Reason) {
+        let Some((ino, _)) = self.remove_dentry(parent, name) else { return };
         if self.directory(ino).is_ok() {
             self.change_subdirs(parent, -1);
+        }
+        let is_last = self.inodes.get(&ino).is_some_and(|inode| inode.names == 1);
+        if is_last && self.keeps_trash() && self.current_version(ino).is_some() {
+            let path = self.path_of_entry(parent, name);
+            self.orphans.insert(ino, Origin { parent, path, reason });
         }
         self.drop_name(now_ns, ino);
     }
@@ -304,7 +313,7 @@ impl State {
     }
 
     /// Removes an inode that nothing names and nobody writes, or that never was published and nobody writes any more. Its
-    /// content becomes garbage, so that those who read it go on.
+    /// content goes into the trash or becomes garbage, so that those who read it go on.
     pub(super) fn reap(&mut self, now_ns: i64, ino: InodeId) {
         let Some(inode) = self.inodes.get(&ino) else { return };
         let is_written = self.pending_by_ino.range((ino, FileId([0; 16]))..).next().is_some_and(|(i, _)| *i == ino);
@@ -320,9 +329,12 @@ impl State {
                 self.reservations.remove(&(parent, name, unpublished.session));
             }
         }
-        self.inodes.remove(&ino);
-        if let Some(version) = version {
-            self.free_version(now_ns, version);
+        let origin = self.orphans.remove(&ino);
+        let Some(inode) = self.inodes.remove(&ino) else { return };
+        match (version, origin) {
+            (Some(version), Some(origin)) => self.retire_version(now_ns, version, ino, &inode, origin),
+            (Some(version), None) => self.free_version(now_ns, version),
+            (None, _) => {}
         }
     }
 
@@ -351,13 +363,14 @@ impl State {
 
     /// As checked by [`State::check_publishable`].
     pub(super) fn publish_names(&mut self, now_ns: i64, ino: InodeId) {
-        let Some(unpublished) = self.unpublished.remove(&ino) else { return };
+        let Some(mut unpublished) = self.unpublished.remove(&ino) else { return };
+        unpublished.names.sort();
         let mut names = 0;
         for (parent, name) in unpublished.names {
             self.reservations.remove(&(parent, name.clone(), unpublished.session));
             if self.directory(parent).is_ok() {
-                self.drop_dentry(now_ns, parent, &name);
-                self.dentries.insert((parent, name), ino);
+                self.drop_dentry(now_ns, parent, &name, Reason::Replaced);
+                self.insert_dentry(parent, name, ino);
                 self.entries_changed(now_ns, parent);
                 names += 1;
             }

@@ -8,7 +8,8 @@ use dfs_common::{
 
 use super::{
     command::Settings,
-    record::{Body, Chunk, Counters, Name, Node, Pending, Session},
+    name::{EntryRef, Name},
+    record::{Body, Chunk, Counters, DoomedOn, Node, Pending, Session},
     state::State,
 };
 
@@ -66,6 +67,7 @@ impl State {
             sessions: self.sessions.len() as u64,
             pending: self.pending.len() as u64,
             versions: self.versions.len() as u64,
+            trash_versions: self.trash.len() as u64,
             garbage_versions: self.garbage.len() as u64,
             doomed_copies: self.doomed.len() as u64,
             ..self.counters
@@ -152,11 +154,11 @@ impl State {
         after: &[u8],
     ) -> impl Iterator<Item = (&'a [u8], InodeId)> + use<'a> {
         let start = match after {
-            [] => Bound::Included((ino, Name::new())),
-            after => Bound::Excluded((ino, Name::from_slice(after))),
+            [] => Bound::Included(EntryRef(ino, b"")),
+            after => Bound::Excluded(EntryRef(ino, after)),
         };
         self.dentries
-            .range::<_, (InodeId, Name)>((start, Bound::Unbounded))
+            .range::<_, EntryRef<'_>>((start, Bound::Unbounded))
             .take_while(move |((parent, _), _)| *parent == ino)
             .map(|((_, name), child)| (name.as_slice(), *child))
     }
@@ -168,7 +170,7 @@ impl State {
         after: &[u8],
     ) -> impl Iterator<Item = (&'a [u8], InodeId)> + use<'a> {
         let start = match after {
-            [] => Bound::Included((ino, Name::new(), SessionId(0))),
+            [] => Bound::Included((ino, Name::from_slice(b""), SessionId(0))),
             after => Bound::Excluded((ino, Name::from_slice(after), SessionId(u64::MAX))),
         };
         self.reservations
@@ -222,7 +224,7 @@ impl State {
         }
     }
 
-    /// Layout of a version, current or garbage that is still kept.
+    /// Layout of a version, current, in the trash, or garbage that is still kept.
     ///
     /// # Errors
     /// `Stale` for a version that is not there (any more).
@@ -231,6 +233,12 @@ impl State {
         let chunks = version.chunks.iter().map(|id| self.chunk_ref(*id).unwrap_or(ChunkRef::HOLE)).collect();
         let layout = Layout::Replicated { file_id, size: version.size, chunk_size: version.chunk_size, chunks };
         Ok(FileLayout { attr: self.attr(version.ino), layout })
+    }
+
+    /// Bytes of a version, whatever it is.
+    #[must_use]
+    pub fn version_size(&self, file_id: FileId) -> Option<u64> {
+        self.versions.get(&file_id).map(|version| version.size)
     }
 
     /// A version that is being written.
@@ -261,7 +269,7 @@ impl State {
         Some(ChunkRef { id, length: chunk.length, sha256: chunk.sha256, replicas })
     }
 
-    /// Published chunks with fewer live copies than wanted, fewest first, as (live copies, chunk). Those without a live
+    /// Published and trashed chunks with fewer live copies than wanted, fewest first, as (live copies, chunk). Those without a live
     /// copy come first; start behind `after` to go on, or at `Some((0, ChunkId([0xff; 32])))` to skip those.
     pub fn under_replicated(&self, after: Option<(u32, ChunkId)>) -> impl Iterator<Item = (u32, ChunkId)> + '_ {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -275,13 +283,22 @@ impl State {
 
     /// Chunks that a node is to delete, in order, behind `after`.
     pub fn doomed(&self, node: NodeId, after: Option<ChunkId>) -> impl Iterator<Item = ChunkId> + '_ {
-        node_range(&self.doomed, node, after)
+        let start = after.map_or(Bound::Included((node, ChunkId([0; 32]))), |after| Bound::Excluded((node, after)));
+        self.doomed
+            .range::<_, (NodeId, ChunkId)>((start, Bound::Unbounded))
+            .take_while(move |((holder, _), _)| *holder == node)
+            .map(|((_, chunk), _)| *chunk)
     }
 
     /// Whether a node is to delete a chunk.
     #[must_use]
     pub fn is_doomed(&self, node: NodeId, chunk: ChunkId) -> bool {
-        self.doomed.contains(&(node, chunk))
+        self.doomed.contains_key(&(node, chunk))
+    }
+
+    /// Nodes with copies to delete, and how much it is.
+    pub fn doomed_on(&self) -> impl Iterator<Item = (NodeId, DoomedOn)> + '_ {
+        self.doomed_on.iter().map(|(node, on)| (*node, *on))
     }
 }
 

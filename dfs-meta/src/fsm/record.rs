@@ -7,10 +7,11 @@ use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use super::command::Outcome;
-
-/// Name of an entry. 24 bytes hold most names without an allocation, and a lookup then makes its key on the stack.
-pub(super) type Name = SmallVec<[u8; 24]>;
+use super::{
+    command::Outcome,
+    name::{Entry, Name},
+    version::Standing,
+};
 
 /// Extended attributes of an inode; `None` for the many that have none.
 pub(super) type Xattrs = Option<Arc<BTreeMap<Vec<u8>, Vec<u8>>>>;
@@ -41,6 +42,9 @@ pub(super) struct Inode {
     pub(super) ctime_ns: i64,
     pub(super) generation: u64,
     pub(super) xattrs: Xattrs,
+    /// Index: its published name if it has exactly one.
+    #[serde(skip)]
+    pub(super) place: Option<Entry>,
 }
 
 /// An inode that only its own session sees, because nothing of it was published.
@@ -58,8 +62,65 @@ pub(super) struct Version {
     pub(super) ino: InodeId,
     pub(super) size: u64,
     pub(super) chunk_size: u32,
+    /// When it became current, seconds since the Unix epoch.
+    pub(super) published_s: u32,
     /// One for each slot, zeros for a hole. Most files have one chunk and then need no allocation of its own.
     pub(super) chunks: SmallVec<[ChunkId; 1]>,
+}
+
+/// Why content came into the trash.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Reason {
+    /// Its last name was removed.
+    Removed,
+    /// Other content took its name, or it was overwritten.
+    Replaced,
+}
+
+/// Where content was that lost its name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Origin {
+    pub(super) parent: InodeId,
+    pub(super) path: Arc<[u8]>,
+    pub(super) reason: Reason,
+}
+
+/// What a version in the trash needs to become a file again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Trashed {
+    /// Inode it was published for.
+    pub ino: InodeId,
+    /// Directory it was in.
+    pub parent: InodeId,
+    /// Path it had then.
+    pub path: Arc<[u8]>,
+    /// Why it came in.
+    pub reason: Reason,
+    /// When it came in, nanoseconds.
+    pub at_ns: i64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last access, nanoseconds.
+    pub atime_ns: i64,
+    /// Last modification, nanoseconds.
+    pub mtime_ns: i64,
+    /// Last change of the inode, nanoseconds.
+    pub ctime_ns: i64,
+    /// Extended attributes.
+    pub(super) xattrs: Xattrs,
+}
+
+/// Copies that wait for their node to delete them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DoomedOn {
+    /// How many.
+    pub copies: u64,
+    /// Their bytes, as far as they are known: a chunk that no record ever described has none.
+    pub bytes: u64,
 }
 
 /// A version that is being written.
@@ -92,6 +153,8 @@ pub struct Chunk {
     pub live: u32,
     /// Slots of current versions that list it.
     pub(super) published: u32,
+    /// Slots of versions in the trash that list it.
+    pub(super) trashed: u32,
     /// Slots of garbage versions that list it.
     pub(super) garbage: u32,
     /// Pending versions that hold it.
@@ -102,7 +165,16 @@ impl Chunk {
     /// References of every kind.
     #[must_use]
     pub fn refs(&self) -> u64 {
-        u64::from(self.published) + u64::from(self.garbage) + u64::from(self.held)
+        u64::from(self.published) + u64::from(self.trashed) + u64::from(self.garbage) + u64::from(self.held)
+    }
+
+    /// Slots of versions of a kind that list it.
+    pub(super) fn slots_mut(&mut self, standing: Standing) -> &mut u32 {
+        match standing {
+            Standing::Current => &mut self.published,
+            Standing::Trashed => &mut self.trashed,
+            Standing::Garbage => &mut self.garbage,
+        }
     }
 
     /// Whether a current version lists it.
@@ -111,10 +183,22 @@ impl Chunk {
         self.published > 0
     }
 
+    /// Whether it must have all its copies: a current version lists it, or one in the trash.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.published > 0 || self.trashed > 0
+    }
+
+    /// Whether it is kept for the trash alone.
+    #[must_use]
+    pub fn is_trash(&self) -> bool {
+        self.published == 0 && self.held == 0 && self.trashed > 0
+    }
+
     /// Whether only garbage lists it.
     #[must_use]
     pub fn is_garbage(&self) -> bool {
-        self.published == 0 && self.held == 0 && self.garbage > 0
+        self.published == 0 && self.held == 0 && self.trashed == 0 && self.garbage > 0
     }
 }
 
@@ -180,14 +264,34 @@ pub struct Counters {
     pub sessions: u64,
     /// Versions that are being written.
     pub pending: u64,
-    /// Versions, current and garbage.
+    /// Versions, those in the trash and garbage included.
     pub versions: u64,
+    /// Versions in the trash.
+    pub trash_versions: u64,
+    /// Chunks that are kept for the trash alone.
+    pub trash_chunks: u64,
+    /// Bytes of these, one copy counted.
+    pub trash_bytes: u64,
+    /// Copies of these.
+    pub trash_copies: u64,
+    /// Bytes of all these copies.
+    pub trash_copy_bytes: u64,
+    /// Chunks kept for the trash alone with at least one live copy and fewer than wanted.
+    pub trash_under_replicated: u64,
+    /// Those of `trash_under_replicated` with one live copy left.
+    pub trash_endangered: u64,
+    /// Chunks kept for the trash alone without a live copy.
+    pub trash_missing: u64,
     /// Versions that nothing names any more and that are not released.
     pub garbage_versions: u64,
     /// Chunks that only garbage versions list.
     pub garbage_chunks: u64,
     /// Bytes of these, one copy counted.
     pub garbage_bytes: u64,
+    /// Copies of these.
+    pub garbage_copies: u64,
+    /// Bytes of all these copies.
+    pub garbage_copy_bytes: u64,
     /// Copies that wait for their node to delete them.
     pub doomed_copies: u64,
     /// Chunks that current versions list: `full + under_replicated + missing`.

@@ -4,8 +4,9 @@ use dfs_common::{ErrorCode, InodeId, SessionId};
 
 use super::{
     command::{Outcome, Refusal, Reply},
+    name::Name,
     namespace::Entry,
-    record::{Body, Inode, Name},
+    record::{Body, Inode, Reason},
     state::State,
 };
 
@@ -58,7 +59,7 @@ impl State {
         match source {
             Entry::Reserved(ino) => self.move_reservation(session, ino, from, to),
             Entry::Published(ino) => {
-                self.drop_dentry(now_ns, to.parent, to.name);
+                self.drop_dentry(now_ns, to.parent, to.name, Reason::Replaced);
                 self.move_dentry(ino, from, to);
             }
         }
@@ -115,8 +116,8 @@ impl State {
     }
 
     fn move_dentry(&mut self, ino: InodeId, from: Place<'_>, to: Place<'_>) {
-        self.dentries.remove(&(from.parent, Name::from_slice(from.name)));
-        self.dentries.insert((to.parent, Name::from_slice(to.name)), ino);
+        self.remove_dentry(from.parent, from.name);
+        self.insert_dentry(to.parent, Name::from_slice(to.name), ino);
         self.reparent(ino, from.parent, to.parent);
     }
 
@@ -145,8 +146,10 @@ impl State {
         };
         self.check_cycle(target, from)?;
         if source != target {
-            self.dentries.insert((to.parent, Name::from_slice(to.name)), source);
-            self.dentries.insert((from.parent, Name::from_slice(from.name)), target);
+            self.remove_dentry(from.parent, from.name);
+            self.remove_dentry(to.parent, to.name);
+            self.insert_dentry(to.parent, Name::from_slice(to.name), source);
+            self.insert_dentry(from.parent, Name::from_slice(from.name), target);
             self.reparent(source, from.parent, to.parent);
             self.reparent(target, to.parent, from.parent);
             self.touch(target, |inode| inode.ctime_ns = now_ns);

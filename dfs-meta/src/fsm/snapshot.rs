@@ -22,12 +22,14 @@ use smallvec::SmallVec;
 
 use super::{
     command::{Outcome, Settings},
-    record::{Body, Chunk, Inode, Name, Node, Pending, Session, Unpublished, Version, counts_as_live},
+    name::Name,
+    record::{Body, Chunk, Inode, Node, Origin, Pending, Session, Trashed, Unpublished, Version, counts_as_live},
     state::State,
+    version::Standing,
 };
 
 /// Version of the format. A change of a record that an older reader would misread makes a new one.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Longest record in bytes. The longest ones are inodes with all the extended attributes they may have; long lists are cut.
 const RECORD_MAX: usize = 1 << 20;
 /// Chunk ids in one record.
@@ -74,21 +76,90 @@ pub enum SnapshotError {
 /// Variants and fields are only ever appended.
 #[derive(Serialize, Deserialize)]
 enum Record {
-    Header { cluster_id: Option<ClusterId>, settings: Settings, next_ino: u64, next_session: u64, next_node: u32 },
+    Header {
+        cluster_id: Option<ClusterId>,
+        settings: Settings,
+        next_ino: u64,
+        next_session: u64,
+        next_node: u32,
+        trash_retention_ns: i64,
+    },
     Node(Arc<Node>),
-    Session { id: SessionId, client_id: Uuid, description: String, opened_ns: i64, acked: u64 },
-    Outcome { session: SessionId, seq: u64, outcome: Arc<Outcome> },
-    Inode { ino: InodeId, inode: Arc<Inode> },
-    Dentry { parent: InodeId, name: Name, ino: InodeId },
-    Unpublished { ino: InodeId, session: SessionId },
-    Reserved { ino: InodeId, parent: InodeId, name: Name },
-    Chunk { id: ChunkId, length: u32, sha256: [u8; 32], replicas: Replicas },
-    Version { id: FileId, ino: InodeId, size: u64, chunk_size: u32, freed_ns: Option<i64> },
-    Slots { id: FileId, chunks: Vec<ChunkId> },
-    Pending { id: FileId, session: SessionId, ino: InodeId, chunk_size: u32, publications: u64, opened_ns: i64 },
-    Held { id: FileId, chunks: Vec<ChunkId> },
-    Doomed { node: NodeId, chunks: Vec<ChunkId> },
-    End { records: u64 },
+    Session {
+        id: SessionId,
+        client_id: Uuid,
+        description: String,
+        opened_ns: i64,
+        acked: u64,
+    },
+    Outcome {
+        session: SessionId,
+        seq: u64,
+        outcome: Arc<Outcome>,
+    },
+    Inode {
+        ino: InodeId,
+        inode: Arc<Inode>,
+    },
+    Dentry {
+        parent: InodeId,
+        name: Name,
+        ino: InodeId,
+    },
+    Unpublished {
+        ino: InodeId,
+        session: SessionId,
+    },
+    Reserved {
+        ino: InodeId,
+        parent: InodeId,
+        name: Name,
+    },
+    Chunk {
+        id: ChunkId,
+        length: u32,
+        sha256: [u8; 32],
+        replicas: Replicas,
+    },
+    Version {
+        id: FileId,
+        ino: InodeId,
+        size: u64,
+        chunk_size: u32,
+        published_s: u32,
+        freed_ns: Option<i64>,
+    },
+    Slots {
+        id: FileId,
+        chunks: Vec<ChunkId>,
+    },
+    Pending {
+        id: FileId,
+        session: SessionId,
+        ino: InodeId,
+        chunk_size: u32,
+        publications: u64,
+        opened_ns: i64,
+    },
+    Held {
+        id: FileId,
+        chunks: Vec<ChunkId>,
+    },
+    Doomed {
+        node: NodeId,
+        chunks: Vec<(ChunkId, u32)>,
+    },
+    End {
+        records: u64,
+    },
+    Trashed {
+        id: FileId,
+        entry: Arc<Trashed>,
+    },
+    Orphan {
+        ino: InodeId,
+        origin: Origin,
+    },
 }
 
 struct Output<W: Write> {
@@ -109,12 +180,8 @@ impl<W: Write> Output<W> {
     }
 
     /// A long list in pieces.
-    fn put_pieces<'a>(
-        &mut self,
-        ids: impl Iterator<Item = &'a ChunkId>,
-        record: impl Fn(Vec<ChunkId>) -> Record,
-    ) -> io::Result<()> {
-        let mut ids = ids.copied().peekable();
+    fn put_pieces<T>(&mut self, ids: impl Iterator<Item = T>, record: impl Fn(Vec<T>) -> Record) -> io::Result<()> {
+        let mut ids = ids.peekable();
         while ids.peek().is_some() {
             let piece = ids.by_ref().take(PIECE).collect();
             self.put(&record(piece))?;
@@ -138,6 +205,7 @@ impl State {
             next_ino: self.next_ino,
             next_session: self.next_session,
             next_node: self.next_node,
+            trash_retention_ns: self.trash_retention_ns,
         })?;
         for node in self.nodes.values() {
             out.put(&Record::Node(Arc::clone(node)))?;
@@ -179,6 +247,9 @@ impl State {
                 out.put(&Record::Reserved { ino: *ino, parent: *parent, name: name.clone() })?;
             }
         }
+        for (ino, origin) in &self.orphans {
+            out.put(&Record::Orphan { ino: *ino, origin: origin.clone() })?;
+        }
         Ok(())
     }
 
@@ -187,19 +258,25 @@ impl State {
             let (length, sha256, replicas) = (chunk.length, chunk.sha256, chunk.replicas.clone());
             out.put(&Record::Chunk { id: *id, length, sha256, replicas })?;
         }
+        // Before the versions: what a version is to its chunks must be known when its slots are read.
+        for (id, entry) in &self.trash {
+            out.put(&Record::Trashed { id: *id, entry: Arc::clone(entry) })?;
+        }
         for (id, version) in &self.versions {
-            let (ino, size, chunk_size) = (version.ino, version.size, version.chunk_size);
-            out.put(&Record::Version { id: *id, ino, size, chunk_size, freed_ns: self.garbage.get(id).copied() })?;
-            out.put_pieces(version.chunks.iter(), |chunks| Record::Slots { id: *id, chunks })?;
+            let Version { ino, size, chunk_size, published_s, .. } = **version;
+            let freed_ns = self.garbage.get(id).copied();
+            out.put(&Record::Version { id: *id, ino, size, chunk_size, published_s, freed_ns })?;
+            out.put_pieces(version.chunks.iter().copied(), |chunks| Record::Slots { id: *id, chunks })?;
         }
         for (id, pending) in &self.pending {
             let Pending { session, ino, chunk_size, publications, opened_ns, .. } = *pending;
             out.put(&Record::Pending { id: *id, session, ino, chunk_size, publications, opened_ns })?;
-            out.put_pieces(pending.held.iter(), |chunks| Record::Held { id: *id, chunks })?;
+            out.put_pieces(pending.held.iter().copied(), |chunks| Record::Held { id: *id, chunks })?;
         }
         for node in self.nodes.keys() {
             let first = (*node, ChunkId([0; 32]));
-            let doomed = self.doomed.range(first..).take_while(|(holder, _)| holder == node).map(|(_, chunk)| chunk);
+            let doomed = self.doomed.range(first..).take_while(|((holder, _), _)| holder == node);
+            let doomed = doomed.map(|((_, chunk), length)| (*chunk, *length));
             out.put_pieces(doomed, |chunks| Record::Doomed { node: *node, chunks })?;
         }
         Ok(())
@@ -269,8 +346,10 @@ impl Input {
         }
         let state = &mut self.state;
         match record {
-            Record::Header { cluster_id, settings, next_ino, next_session, next_node } => {
+            Record::Header { cluster_id, settings, next_ino, next_session, next_node, trash_retention_ns } => {
                 ensure(settings.chunk_size > 0, "chunks of no bytes")?;
+                ensure(trash_retention_ns >= 0, "trash kept for a negative time")?;
+                state.trash_retention_ns = trash_retention_ns;
                 (state.cluster_id, state.settings) = (cluster_id, settings);
                 (state.next_ino, state.next_session, state.next_node) = (next_ino, next_session, next_node);
                 Ok(())
@@ -294,7 +373,9 @@ impl Input {
             Record::Dentry { parent, name, ino } => {
                 ensure(state.directory(parent).is_ok(), "an entry of something that is no directory")?;
                 ensure(state.inodes.contains_key(&ino), "an entry without its inode")?;
-                ensure(state.dentries.insert((parent, name), ino).is_none(), "an entry twice")
+                ensure(state.published(parent, &name).is_none(), "an entry twice")?;
+                state.insert_dentry(parent, name, ino);
+                Ok(())
             }
             Record::Unpublished { ino, session } => {
                 ensure(state.inodes.contains_key(&ino), "an unpublished inode that is not there")?;
@@ -309,9 +390,9 @@ impl Input {
                 ensure(state.reservations.insert(key, ino).is_none(), "a reservation twice")
             }
             Record::Chunk { id, length, sha256, replicas } => self.take_chunk(id, length, sha256, replicas),
-            Record::Version { id, ino, size, chunk_size, freed_ns } => {
+            Record::Version { id, ino, size, chunk_size, published_s, freed_ns } => {
                 ensure(chunk_size > 0 && !state.versions.contains_key(&id), "a version twice or of no chunk size")?;
-                let version = Version { ino, size, chunk_size, chunks: SmallVec::new() };
+                let version = Version { ino, size, chunk_size, published_s, chunks: SmallVec::new() };
                 self.open = Some(OpenVersion { id, freed_ns, version });
                 Ok(())
             }
@@ -335,10 +416,19 @@ impl Input {
             Record::Held { id, chunks } => self.take_held(id, &chunks),
             Record::Doomed { node, chunks } => {
                 ensure(state.nodes.contains_key(&node), "doomed copies without their node")?;
-                state.doomed.extend(chunks.into_iter().map(|chunk| (node, chunk)));
+                chunks.into_iter().for_each(|(chunk, length)| state.add_doomed(node, chunk, length));
                 Ok(())
             }
             Record::End { .. } => Ok(()),
+            Record::Trashed { id, entry } => {
+                ensure(!state.trash.contains_key(&id), "an entry of the trash twice")?;
+                state.enter_trash(id, entry);
+                Ok(())
+            }
+            Record::Orphan { ino, origin } => {
+                ensure(state.inodes.contains_key(&ino), "a file without names that is not there")?;
+                ensure(state.orphans.insert(ino, origin).is_none(), "a file without names twice")
+            }
         }
     }
 
@@ -360,7 +450,7 @@ impl Input {
             state.chunks_by_node.insert((*node, id));
             state.count_on_node(*node, length, true);
         }
-        let chunk = Chunk { length, sha256, replicas, live, published: 0, garbage: 0, held: 0 };
+        let chunk = Chunk { length, sha256, replicas, live, published: 0, trashed: 0, garbage: 0, held: 0 };
         ensure(state.chunks.insert(id, chunk).is_none(), "a chunk twice")
     }
 
@@ -377,16 +467,19 @@ impl Input {
     fn close_version(&mut self) -> Taken {
         let Some(OpenVersion { id, freed_ns, version }) = self.open.take() else { return Ok(()) };
         let state = &mut self.state;
+        let standing = match (freed_ns, state.trash.contains_key(&id)) {
+            (None, false) => Standing::Current,
+            (None, true) => Standing::Trashed,
+            (Some(_), false) => Standing::Garbage,
+            (Some(_), true) => return Err("a version in the trash that is garbage"),
+        };
         ensure(
             version.chunks.len() as u64 == chunk_count(version.size, version.chunk_size),
             "slots do not fit a size",
         )?;
         for chunk in version.chunks.iter().filter(|chunk| !chunk.is_zero()) {
             let record = state.chunks.get_mut(chunk).ok_or("a slot whose chunk is not there")?;
-            match freed_ns {
-                Some(_) => record.garbage += 1,
-                None => record.published += 1,
-            }
+            *record.slots_mut(standing) += 1;
         }
         if let Some(freed_ns) = freed_ns {
             state.garbage.insert(id, freed_ns);
@@ -405,7 +498,9 @@ impl Input {
         for inode in state.inodes.values() {
             match inode.body {
                 Body::File { version: Some(id) } => {
-                    let is_there = state.versions.contains_key(&id) && !state.garbage.contains_key(&id);
+                    let is_there = state.versions.contains_key(&id)
+                        && !state.garbage.contains_key(&id)
+                        && !state.trash.contains_key(&id);
                     ensure(is_there, "a file without its version")?;
                     current += 1;
                 }
@@ -415,7 +510,8 @@ impl Input {
                 Body::File { version: None } | Body::Symlink { .. } | Body::Special { .. } => {}
             }
         }
-        ensure(current + state.garbage.len() == state.versions.len(), "a version that nothing names")?;
+        let others = state.garbage.len() + state.trash.len();
+        ensure(current + others == state.versions.len(), "a version that nothing names")?;
         state.recount_chunks();
         Ok(state)
     }

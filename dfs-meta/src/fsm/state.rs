@@ -10,7 +10,9 @@ use imbl::{OrdMap, OrdSet};
 
 use super::{
     command::{Batch, Command, Op, Outcome, Refusal, Reply, Settings},
-    record::{Body, Chunk, Counters, Inode, Name, Node, Pending, Session, Unpublished, Version},
+    name::Name,
+    record::{Body, Chunk, Counters, DoomedOn, Inode, Node, Origin, Pending, Session, Trashed, Unpublished, Version},
+    trash::Cursor,
 };
 
 /// Everything that the metadata cluster agrees on. Cloning is O(1).
@@ -24,11 +26,23 @@ pub struct State {
 
     pub(super) inodes: OrdMap<InodeId, Arc<Inode>>,
     pub(super) dentries: OrdMap<(InodeId, Name), InodeId>,
+    /// Index of `dentries`: inode, directory and name of inodes with several published names.
+    pub(super) links: OrdSet<(InodeId, InodeId, Name)>,
     pub(super) unpublished: OrdMap<InodeId, Unpublished>,
     /// Index of `unpublished` by name.
     pub(super) reservations: OrdMap<(InodeId, Name, SessionId), InodeId>,
 
     pub(super) versions: OrdMap<FileId, Arc<Version>>,
+    /// How long content stays in the trash; 0 if nothing is kept.
+    pub(super) trash_retention_ns: i64,
+    /// Versions that can be restored.
+    pub(super) trash: OrdMap<FileId, Arc<Trashed>>,
+    /// Index of `trash`.
+    pub(super) trash_by_age: OrdSet<(i64, FileId)>,
+    /// Index of `trash`.
+    pub(super) trash_by_path: OrdSet<Cursor>,
+    /// Files that lost their last name while somebody writes them: where they were.
+    pub(super) orphans: OrdMap<InodeId, Origin>,
     /// When each garbage version was freed.
     pub(super) garbage: OrdMap<FileId, i64>,
     /// Index of `garbage` by age.
@@ -43,9 +57,11 @@ pub struct State {
     pub(super) chunks: OrdMap<ChunkId, Chunk>,
     /// Index of the chunks' replicas.
     pub(super) chunks_by_node: OrdSet<(NodeId, ChunkId)>,
-    /// Copies to be deleted.
-    pub(super) doomed: OrdSet<(NodeId, ChunkId)>,
-    /// Index: published chunks with fewer live copies than wanted, by live copies.
+    /// Copies to be deleted, with their bytes where they are known.
+    pub(super) doomed: OrdMap<(NodeId, ChunkId), u32>,
+    /// Index of `doomed`: figures of each node that has some.
+    pub(super) doomed_on: OrdMap<NodeId, DoomedOn>,
+    /// Index: published and trashed chunks with fewer live copies than wanted, by live copies.
     pub(super) endangered: OrdSet<(u32, ChunkId)>,
 
     pub(super) nodes: OrdMap<NodeId, Arc<Node>>,
@@ -74,6 +90,7 @@ impl Default for State {
             ctime_ns: 0,
             generation: 1,
             xattrs: None,
+            place: None,
         };
         Self { inodes: OrdMap::unit(InodeId::ROOT, Arc::new(root)), ..Self::empty() }
     }
@@ -90,9 +107,15 @@ impl State {
             next_node: 1,
             inodes: OrdMap::new(),
             dentries: OrdMap::new(),
+            links: OrdSet::new(),
             unpublished: OrdMap::new(),
             reservations: OrdMap::new(),
             versions: OrdMap::new(),
+            trash_retention_ns: 0,
+            trash: OrdMap::new(),
+            trash_by_age: OrdSet::new(),
+            trash_by_path: OrdSet::new(),
+            orphans: OrdMap::new(),
             garbage: OrdMap::new(),
             garbage_by_age: OrdSet::new(),
             pending: OrdMap::new(),
@@ -100,7 +123,8 @@ impl State {
             pending_by_session: OrdSet::new(),
             chunks: OrdMap::new(),
             chunks_by_node: OrdSet::new(),
-            doomed: OrdSet::new(),
+            doomed: OrdMap::new(),
+            doomed_on: OrdMap::new(),
             endangered: OrdSet::new(),
             nodes: OrdMap::new(),
             nodes_by_uuid: OrdMap::new(),
@@ -150,6 +174,8 @@ impl State {
             }
             Command::ConfirmDeleted { node, chunks } => Ok(self.confirm_deleted(*node, chunks)),
             Command::DoomUnknown { node, chunks } => self.doom_unknown(*node, chunks),
+            Command::SetTrashRetention { retention_ns } => self.set_trash_retention(*retention_ns),
+            Command::DropTrash { file_ids } => Ok(self.drop_trash(file_ids)),
         }
     }
 
@@ -191,6 +217,7 @@ impl State {
                 self.commit_file(now_ns, session, *file_id, &content, *done)
             }
             Op::AbortFile { file_id } => self.abort_file(now_ns, session, *file_id),
+            Op::Restore { file_id, parent, name } => self.restore(now_ns, *file_id, *parent, name),
         }
     }
 

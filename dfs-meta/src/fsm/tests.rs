@@ -9,3 +9,4 @@ mod nodes;
 mod properties;
 mod sessions;
 mod snapshots;
+mod trash;

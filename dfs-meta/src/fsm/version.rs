@@ -1,7 +1,7 @@
 //! Versions: writing, publishing, garbage, release.
 //!
 //! ```text
-//!   open_write / create ──► pending ──commit──► published (current) ──replaced, unlinked──► garbage ──release──► gone
+//!   open_write / create ──► pending ──commit──► published (current) ──replaced, unlinked──► trash ──► garbage ──release──► gone
 //!                             │  ▲    │
 //!                             │  └────┘ every flush publishes; `done`, abort or the end of the session ends it
 //! ```
@@ -20,7 +20,7 @@ use imbl::OrdSet;
 
 use super::{
     command::{CommittedChunk, Outcome, Refusal, Reply},
-    record::{Body, Pending, Version},
+    record::{Body, Origin, Pending, Reason, Version},
     state::State,
 };
 
@@ -29,6 +29,19 @@ pub(super) struct Content<'a> {
     pub(super) size: u64,
     pub(super) chunks: &'a [CommittedChunk],
     pub(super) set: &'a SetAttr,
+}
+
+/// What a version is to its chunks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Standing {
+    Current,
+    Trashed,
+    Garbage,
+}
+
+/// Seconds of a time in nanoseconds, within what a record holds (until 2106).
+pub(super) fn seconds(ns: i64) -> u32 {
+    u32::try_from((ns / 1_000_000_000).max(0)).unwrap_or(u32::MAX)
 }
 
 /// Id of the publication of `file_id` that `publications` others came before.
@@ -155,9 +168,10 @@ impl State {
     fn publish(&mut self, now_ns: i64, file_id: FileId, id: FileId, content: &Content<'_>) {
         let Some(pending) = self.pending.get_mut(&file_id) else { return };
         pending.publications += 1;
-        let (ino, chunk_size) = (pending.ino, pending.chunk_size);
+        let (ino, chunk_size, publications) = (pending.ino, pending.chunk_size, pending.publications);
         let chunks = content.chunks.iter().map(|chunk| chunk.chunk).collect();
-        self.versions.insert(id, Arc::new(Version { ino, size: content.size, chunk_size, chunks }));
+        let published_s = seconds(now_ns);
+        self.versions.insert(id, Arc::new(Version { ino, size: content.size, chunk_size, published_s, chunks }));
         // New references before old ones go: a shared chunk must never be without one.
         for chunk in content.chunks {
             self.change_chunk(chunk.chunk, |chunk| chunk.published += 1);
@@ -165,13 +179,32 @@ impl State {
         }
         self.publish_names(now_ns, ino);
         let replaced = self.current_version(ino);
+        let before = self.inodes.get(&ino).cloned();
         self.touch(ino, |inode| {
             inode.body = Body::File { version: Some(id) };
             inode.mtime_ns = now_ns;
             inode.set(now_ns, content.set);
         });
-        if let Some(replaced) = replaced {
-            self.free_version(now_ns, replaced);
+        let (Some(replaced), Some(before)) = (replaced, before) else { return };
+        // What this writer itself published a moment ago is a state in between.
+        let is_own = publications > 1 && replaced == publication_id(file_id, publications - 2);
+        match self.origin(ino).filter(|_| !is_own) {
+            Some(origin) => self.retire_version(now_ns, replaced, ino, &before, origin),
+            None => self.free_version(now_ns, replaced),
+        }
+    }
+
+    /// Where a file whose content is replaced is, or was before it lost its last name.
+    fn origin(&self, ino: InodeId) -> Option<Origin> {
+        if !self.keeps_trash() {
+            return None;
+        }
+        match self.orphans.get(&ino) {
+            Some(orphan) => Some(orphan.clone()),
+            None => {
+                let (parent, name) = self.places(ino).next()?;
+                Some(Origin { parent, path: self.path_of_entry(parent, &name), reason: Reason::Replaced })
+            }
         }
     }
 
@@ -221,7 +254,7 @@ impl State {
         if facts.is_some_and(|facts| facts != (chunk.length, chunk.sha256)) {
             return Err("it is recorded with another length or SHA-256".to_owned());
         }
-        let is_safe = known.is_some_and(|known| known.published + known.garbage > 0) || new.contains_key(&chunk.chunk);
+        let is_safe = known.is_some_and(|known| known.refs() > u64::from(known.held)) || new.contains_key(&chunk.chunk);
         if is_safe {
             return Ok(());
         }
@@ -245,13 +278,22 @@ impl State {
 impl State {
     /// A current version that nothing names any more is kept for those who read it.
     pub(super) fn free_version(&mut self, now_ns: i64, id: FileId) {
-        let Some(version) = self.versions.get(&id).cloned() else { return };
+        if !self.versions.contains_key(&id) {
+            return;
+        }
         self.garbage.insert(id, now_ns);
         self.garbage_by_age.insert((now_ns, id));
+        self.move_version(id, Standing::Current, Standing::Garbage);
+    }
+
+    /// The slots of a version count otherwise from now on.
+    pub(super) fn move_version(&mut self, id: FileId, from: Standing, to: Standing) {
+        let Some(version) = self.versions.get(&id).cloned() else { return };
         for chunk in &version.chunks {
             self.change_chunk(*chunk, |chunk| {
-                chunk.published = chunk.published.saturating_sub(1);
-                chunk.garbage += 1;
+                let count = chunk.slots_mut(from);
+                *count = count.saturating_sub(1);
+                *chunk.slots_mut(to) += 1;
             });
         }
     }

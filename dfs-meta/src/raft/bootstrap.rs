@@ -296,10 +296,14 @@ async fn check_cluster(core: Arc<Core>) {
 async fn name_cluster(core: Arc<Core>) {
     while core.cluster.get().is_none() {
         if let (Some(raft), true) = (core.raft.get(), lease::leading(&core).is_some()) {
-            let command = Command::InitCluster { cluster_id: ClusterId::random(), settings: core.settings.cluster };
+            let retention_ns = i64::try_from(core.settings.trash_retention.as_nanos()).unwrap_or(i64::MAX);
+            let commands = vec![
+                Command::InitCluster { cluster_id: ClusterId::random(), settings: core.settings.cluster },
+                Command::SetTrashRetention { retention_ns },
+            ];
             let named = tokio::select! {
                 () = core.cancel.cancelled() => return,
-                named = proposer::name_cluster(&core, raft, command) => named,
+                named = proposer::name_cluster(&core, raft, commands) => named,
             };
             if let Err(error) = named {
                 tracing::info!(error, "naming the cluster is tried again");

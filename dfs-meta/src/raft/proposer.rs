@@ -186,10 +186,10 @@ fn refuse(replies: Replies, error: &RpcError) {
     }
 }
 
-/// Proposes the command that gives the cluster its id. Until then nothing else is proposed, so it goes past the queue.
-pub(crate) async fn name_cluster(core: &Core, raft: &Raft, command: Command) -> Result<(), String> {
+/// Proposes the commands that give the cluster its id and its first settings. Until then nothing else is proposed, so it goes past the queue.
+pub(crate) async fn name_cluster(core: &Core, raft: &Raft, commands: Vec<Command>) -> Result<(), String> {
     let now_ns = clock_ns().max(core.replica.now_ns());
-    let batch = Batch { now_ns, entropy: rand::random(), commands: vec![command] };
+    let batch = Batch { now_ns, entropy: rand::random(), commands };
     let answer = raft.client_write_ff(Arc::new(batch)).await.map_err(|e| e.to_string())?;
     let answer = tokio::time::timeout(DEADLINE, answer).await.map_err(|e| e.to_string())?;
     let written = answer.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;

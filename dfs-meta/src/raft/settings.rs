@@ -23,6 +23,8 @@ pub struct Settings {
     pub election_max: Duration,
     /// Entries after which a snapshot is made.
     pub snapshot_threshold: u64,
+    /// How long removed and replaced content stays restorable in a cluster that this node forms.
+    pub trash_retention: std::time::Duration,
     /// What a new cluster is set up with.
     pub cluster: fsm::Settings,
 }

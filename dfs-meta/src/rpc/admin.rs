@@ -1,15 +1,16 @@
 //! What the administrator asks. All figures are kept, none is counted here.
 
+use dfs_common::NodeId;
 use dfs_proto::{
     convert::{id_bytes, state_to_wire},
     status::RpcError,
     v1,
 };
 
-use super::{Service, session::millis};
+use super::{Service, session::millis, trash::retention_ms};
 use crate::{
-    control::NodeFigures,
-    fsm::{Counters, Node},
+    control::{Held, NodeFigures},
+    fsm::{Counters, DoomedOn, Node},
     raft::MemberStatus,
 };
 
@@ -18,11 +19,12 @@ impl Service {
         &self,
         _: v1::ClusterStatusRequest,
     ) -> Result<v1::ClusterStatusResponse, RpcError> {
-        let (cluster_id, settings, counters, nodes) = self
+        let (cluster_id, settings, counters, nodes, doomed, retention_ms) = self
             .raft
             .read(|state| {
                 let nodes: Vec<Node> = state.nodes().cloned().collect();
-                (state.cluster_id(), state.settings(), state.counters(), nodes)
+                let doomed: Vec<_> = state.doomed_on().collect();
+                (state.cluster_id(), state.settings(), state.counters(), nodes, doomed, retention_ms(state))
             })
             .await?;
         let figures = self.control.figures(&nodes)?;
@@ -30,7 +32,11 @@ impl Service {
         let leader = members.iter().find(|m| m.leader).map(|m| m.member.name.clone()).unwrap_or_default();
         let tunables = self.control.settings();
         let repair_active = self.control.repairs_active()? as u64;
+        let held = self.control.held()?;
+        let client = held.holder.and_then(|id| self.raft.peek(|s| s.session(id).map(|s| s.description.clone())));
+        let space_held = space_to_wire(counters, retention_ms, &held, client, doomed_to_wire(&doomed, &nodes));
         Ok(v1::ClusterStatusResponse {
+            space_held: Some(space_held),
             cluster_id: cluster_id.map(|id| id_bytes(id.as_bytes())).unwrap_or_default(),
             leader,
             members: members.into_iter().map(member_to_wire).collect(),
@@ -120,4 +126,62 @@ fn chunks_to_wire(counters: Counters) -> v1::ChunkCounts {
         endangered: counters.endangered,
         missing: counters.missing,
     }
+}
+
+fn space_to_wire(
+    counters: Counters,
+    trash_retention_ms: u64,
+    held: &Held,
+    client: Option<String>,
+    doomed: Vec<v1::DoomedSpace>,
+) -> v1::SpaceHeld {
+    let short = counters.trash_under_replicated + counters.trash_missing;
+    v1::SpaceHeld {
+        trash: Some(v1::HeldFigure {
+            versions: counters.trash_versions,
+            chunks: counters.trash_chunks,
+            bytes: counters.trash_bytes,
+            copies: counters.trash_copies,
+            copy_bytes: counters.trash_copy_bytes,
+        }),
+        garbage: Some(v1::HeldFigure {
+            versions: counters.garbage_versions,
+            chunks: counters.garbage_chunks,
+            bytes: counters.garbage_bytes,
+            copies: counters.garbage_copies,
+            copy_bytes: counters.garbage_copy_bytes,
+        }),
+        pinned: Some(v1::PinnedSpace {
+            versions: held.pinned.versions,
+            bytes: held.pinned.bytes,
+            oldest_ns: held.pinned.oldest.map_or(0, |(since_ns, _)| since_ns),
+            session_id: held.holder.map_or(0, |session| session.0),
+            client: client.unwrap_or_default(),
+        }),
+        doomed,
+        unknown_copies: held.unknown,
+        trash_retention_ms,
+        trash_chunks: Some(v1::ChunkCounts {
+            total: counters.trash_chunks,
+            full: counters.trash_chunks.saturating_sub(short),
+            under_replicated: counters.trash_under_replicated,
+            endangered: counters.trash_endangered,
+            missing: counters.trash_missing,
+        }),
+        trash_given_up: held.given_up,
+    }
+}
+
+fn doomed_to_wire(doomed: &[(NodeId, DoomedOn)], nodes: &[Node]) -> Vec<v1::DoomedSpace> {
+    let space = |(id, on): &(NodeId, DoomedOn)| {
+        let node = nodes.iter().find(|node| node.id == *id)?;
+        Some(v1::DoomedSpace {
+            node_id: id.0,
+            node: node.name.clone(),
+            state: state_to_wire(node.state).into(),
+            copies: on.copies,
+            bytes: on.bytes,
+        })
+    };
+    doomed.iter().filter_map(space).collect()
 }

@@ -40,9 +40,12 @@ impl Service {
                 existed,
                 chunks: Vec::new(),
             },
-            Reply::Done | Reply::Cluster { .. } | Reply::Session { .. } | Reply::Node { .. } | Reply::Chunks { .. } => {
-                v1::MutateResponse::default()
-            }
+            Reply::Done
+            | Reply::Cluster { .. }
+            | Reply::Session { .. }
+            | Reply::Node { .. }
+            | Reply::Chunks { .. }
+            | Reply::TrashDropped { .. } => v1::MutateResponse::default(),
         })
     }
 }
@@ -89,6 +92,9 @@ fn op(wire: mutate_request::Op) -> Result<Op, RpcError> {
         Wire::CommitFile(commit) => commit_file(commit)?,
         Wire::AbortFile(v1::AbortFile { file_id, keep_chunks: _ }) => {
             Op::AbortFile { file_id: convert::file_id(&file_id)? }
+        }
+        Wire::Restore(v1::Restore { file_id, parent, name }) => {
+            Op::Restore { file_id: convert::file_id(&file_id)?, parent: InodeId(parent), name: name.into() }
         }
     })
 }

@@ -72,23 +72,27 @@ impl Service {
         Ok(v1::ListXattrResponse { names: names.into_iter().map(Into::into).collect() })
     }
 
-    /// Room in the cluster: of the nodes that are not lost, raw bytes.
+    /// Room in the cluster: of the nodes that are not lost, raw bytes. What only the trash holds is given up when it is needed,
+    /// so it counts as available.
     pub(super) async fn handle_stat_fs(&self, _: v1::StatFsRequest) -> Result<v1::StatFsResponse, RpcError> {
-        let (nodes, inodes, replication) = self
+        let (nodes, counters, replication) = self
             .raft
             .read(|state| {
                 let counted = |node: &&Node| matches!(node.state, NodeState::Alive | NodeState::Suspect);
                 let nodes: Vec<Node> = state.nodes().filter(counted).cloned().collect();
-                (nodes, state.counters().inodes, state.settings().replication)
+                (nodes, state.counters(), state.settings().replication)
             })
             .await?;
         let figures = self.control.figures(&nodes)?;
         let sum = |of: fn(&crate::control::NodeFigures) -> u64| figures.iter().map(of).fold(0, u64::saturating_add);
+        let (capacity, free) = (sum(|f| f.capacity_bytes), sum(|f| f.capacity_bytes.saturating_sub(f.used_bytes)));
+        let available = free.saturating_add(counters.trash_copy_bytes).min(capacity);
+        let used = sum(|f| f.used_bytes).saturating_sub(available - free);
         Ok(v1::StatFsResponse {
             capacity_bytes: sum(|f| f.capacity_bytes),
-            used_bytes: sum(|f| f.used_bytes),
-            available_bytes: sum(|f| f.capacity_bytes.saturating_sub(f.used_bytes)),
-            inodes,
+            used_bytes: used,
+            available_bytes: available,
+            inodes: counters.inodes,
             replication,
         })
     }

@@ -61,5 +61,8 @@ impl AdminService for Service {
         cluster_status(ClusterStatusRequest) -> ClusterStatusResponse => handle_cluster_status;
         meta_status(MetaStatusRequest) -> MetaStatusResponse => handle_meta_status;
         trigger_snapshot(TriggerSnapshotRequest) -> TriggerSnapshotResponse => handle_trigger_snapshot;
+        list_trash(ListTrashRequest) -> ListTrashResponse => handle_list_trash;
+        empty_trash(EmptyTrashRequest) -> EmptyTrashResponse => handle_empty_trash;
+        trash_retention(TrashRetentionRequest) -> TrashRetentionResponse => handle_trash_retention;
     }
 }

@@ -78,7 +78,7 @@ pub(super) fn mkdir(context: &Context, args: &Mkdir) -> Result<(), Failure> {
 }
 
 /// Makes a directory and its missing parents. Another client may make one of them at the same time: that is no error.
-async fn make_all(dfs: &Dfs, path: &OsStr, mode: u32) -> Result<(), Failure> {
+pub(super) async fn make_all(dfs: &Dfs, path: &OsStr, mode: u32) -> Result<(), Failure> {
     let (uid, gid) = owner();
     let path = cluster_path(path)?;
     let mut at = InodeId::ROOT;

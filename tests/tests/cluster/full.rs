@@ -41,7 +41,7 @@ fn full_storage_is_enospc_and_leaves_nothing_half_visible() -> Result<()> {
 
 #[test]
 fn deleted_files_give_their_space_back() -> Result<()> {
-    let mut cluster = Cluster::builder().meta_flag("--gc-grace", "1s").start()?;
+    let mut cluster = Cluster::builder().meta_flag("--gc-grace", "1s").meta_flag("--trash-retention", "0").start()?;
     let mount = cluster.mount()?;
     let used = |cluster: &Cluster| -> u64 {
         let status = cluster.status().unwrap_or_default();

@@ -136,7 +136,7 @@ fn written(pid: u32) -> u64 {
 
 #[test]
 fn a_reader_keeps_its_version_when_the_path_is_replaced_or_removed() -> Result<()> {
-    let mut cluster = Cluster::builder().meta_flag("--gc-grace", "1s").start()?;
+    let mut cluster = Cluster::builder().meta_flag("--gc-grace", "1s").meta_flag("--trash-retention", "0").start()?;
     let mount = cluster.mount()?;
     let writer = cluster.mount()?;
     let old = files::noise(1, 3 * CHUNK);

@@ -18,5 +18,6 @@ mod read_only;
 mod refuse;
 mod rename;
 mod restart;
+mod trash;
 mod two_mounts;
 mod xattrs;

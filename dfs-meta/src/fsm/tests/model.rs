@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_common::{ErrorCode, FileId, node::NodeState};
 
-use super::super::{Command, CommittedChunk, Op, Receipt};
+use super::super::{Command, CommittedChunk, Op, Reason, Receipt};
 
 type Ino = u64;
 type Name = Vec<u8>;
@@ -24,6 +24,17 @@ pub(super) struct Writer {
     pub(super) session: u64,
     pub(super) ino: Ino,
     pub(super) held: BTreeSet<u8>,
+    /// What it published last.
+    last: Option<FileId>,
+}
+
+/// Content in the trash.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Trashed {
+    pub(super) path: Name,
+    pub(super) reason: Reason,
+    pub(super) slots: Slots,
+    size: u64,
 }
 
 #[derive(Default)]
@@ -36,6 +47,13 @@ pub(super) struct Model {
     pub(super) hidden: BTreeMap<Ino, u64>,
     pub(super) writers: BTreeMap<FileId, Writer>,
     pub(super) garbage: BTreeMap<FileId, Slots>,
+    pub(super) trash: BTreeMap<FileId, Trashed>,
+    pub(super) retention_ns: i64,
+    /// When versions became current, seconds.
+    born: BTreeMap<FileId, i64>,
+    /// Where files were that lost their last name while somebody writes them.
+    lost: BTreeMap<Ino, (Name, Reason)>,
+    now_s: i64,
     pub(super) chunks: BTreeMap<u8, BTreeSet<u32>>,
     pub(super) doomed: BTreeSet<(u32, u8)>,
     pub(super) nodes: BTreeMap<u32, NodeState>,
@@ -52,8 +70,59 @@ impl Model {
     }
 
     /// Applies a command; `id` is the version that the real one published, if it did.
-    pub(super) fn apply(&mut self, command: &Command, id: Option<FileId>) -> Answer {
-        let answer = match command {
+    pub(super) fn apply(&mut self, now_ns: i64, command: &Command, id: Option<FileId>) -> Answer {
+        self.now_s = now_ns / 1_000_000_000;
+        let before = self.named_files();
+        let answer = self.run(command, id);
+        self.lose(&before, command);
+        self.sweep();
+        answer
+    }
+
+    /// The published names of each file, in order, with their paths.
+    fn named_files(&self) -> BTreeMap<Ino, Vec<Name>> {
+        let mut named: BTreeMap<Ino, Vec<Name>> = BTreeMap::new();
+        for ((parent, name), ino) in &self.published {
+            if matches!(self.things.get(ino), Some(Thing::File(Some(_)))) {
+                named.entry(*ino).or_default().push(self.path(*parent, name));
+            }
+        }
+        named
+    }
+
+    fn path(&self, parent: Ino, name: &Name) -> Name {
+        let above = self.path_up(parent).into_iter().rev().filter(|ino| *ino != 1).flat_map(|ino| {
+            let (_, name) = self.published.iter().find(|(_, child)| **child == ino).expect("it has a name").0;
+            [b"/".to_vec(), name.clone()].concat()
+        });
+        above.chain(*b"/").chain(name.iter().copied()).collect()
+    }
+
+    /// Notes where files were whose last name went away.
+    fn lose(&mut self, before: &BTreeMap<Ino, Vec<Name>>, command: &Command) {
+        let is_unlink = matches!(command, Command::Mutate { op: Op::Unlink { .. }, .. });
+        let reason = if is_unlink { Reason::Removed } else { Reason::Replaced };
+        for (ino, paths) in before.iter().filter(|_| self.retention_ns > 0) {
+            if !self.published.values().any(|named| named == ino) {
+                let path = paths.last().expect("it had a name").clone();
+                self.lost.insert(*ino, (path, reason));
+            }
+        }
+    }
+
+    /// A version that is current no more.
+    fn retire(&mut self, id: FileId, size: u64, slots: Slots, origin: Option<(Name, Reason)>) {
+        let lived = self.now_s - self.born.get(&id).copied().unwrap_or(0);
+        match origin.filter(|_| self.retention_ns > 0) {
+            Some((path, reason)) if lived >= 10 || self.trash.values().filter(|t| t.path == path).count() < 8 => {
+                self.trash.insert(id, Trashed { path, reason, slots, size });
+            }
+            Some(_) | None => drop(self.garbage.insert(id, slots)),
+        }
+    }
+
+    fn run(&mut self, command: &Command, id: Option<FileId>) -> Answer {
+        match command {
             Command::Mutate { session, op, .. } if self.sessions.contains(&session.0) => self.op(session.0, op, id),
             Command::Mutate { .. } => Err(ErrorCode::SessionExpired),
             Command::CloseSession { session } => {
@@ -65,9 +134,7 @@ impl Model {
                 self.chunk_command(other);
                 Ok((None, false))
             }
-        };
-        self.sweep();
-        answer
+        }
     }
 
     fn chunk_command(&mut self, command: &Command) {
@@ -87,6 +154,14 @@ impl Model {
                 self.chunks.get_mut(&chunk.0[0]).map(|holders| holders.remove(&node.0));
             }),
             Command::ReleaseVersions { file_ids } => self.garbage.retain(|id, _| !file_ids.contains(id)),
+            Command::SetTrashRetention { retention_ns } => self.retention_ns = *retention_ns,
+            Command::DropTrash { file_ids } => {
+                for id in file_ids {
+                    if let Some(entry) = self.trash.remove(id) {
+                        self.garbage.insert(*id, entry.slots);
+                    }
+                }
+            }
             Command::ConfirmDeleted { node, chunks } => {
                 self.doomed.retain(|(holder, n)| *holder != node.0 || !chunks.contains(&super::lab::chunk_id(*n)));
             }
@@ -191,7 +266,7 @@ impl Model {
                 let ino = self.new_thing(Thing::File(None));
                 self.reserved.insert((parent.0, name.clone(), session), ino);
                 self.hidden.insert(ino, session);
-                self.writers.insert(*file_id, Writer { session, ino, held: BTreeSet::new() });
+                self.writers.insert(*file_id, Writer { session, ino, held: BTreeSet::new(), last: None });
                 Ok((Some(ino), false))
             }
             Op::Mkdir { parent, name, .. } => {
@@ -232,7 +307,7 @@ impl Model {
                 if self.is_directory(ino.0) {
                     return Err(ErrorCode::IsDirectory);
                 }
-                self.writers.insert(*file_id, Writer { session, ino: ino.0, held: BTreeSet::new() });
+                self.writers.insert(*file_id, Writer { session, ino: ino.0, held: BTreeSet::new(), last: None });
                 Ok((Some(ino.0), false))
             }
             Op::CommitFile { file_id, size, chunks, done, .. } => {
@@ -244,6 +319,18 @@ impl Model {
                 }
                 self.writers.remove(file_id);
                 Ok((None, false))
+            }
+            Op::Restore { file_id, parent, name } => {
+                let Some(entry) = self.trash.get(file_id).cloned() else { return Err(ErrorCode::NotFound) };
+                self.directory(parent.0)?;
+                if self.is_taken(parent.0, name) {
+                    return Err(ErrorCode::AlreadyExists);
+                }
+                self.trash.remove(file_id);
+                let ino = self.new_thing(Thing::File(Some((*file_id, entry.size, entry.slots))));
+                self.published.insert((parent.0, name.clone()), ino);
+                self.born.insert(*file_id, self.now_s);
+                Ok((Some(ino), false))
             }
             other => panic!("the model does not know {other:?}"),
         }
@@ -361,12 +448,17 @@ impl Model {
         let Some(Thing::File(content)) = self.things.get_mut(&ino) else { panic!("a writer writes a file") };
         if content.as_ref().is_none_or(|(_, s, c)| (s, c) != (&size, &slots)) {
             let id = id.expect("a publication has an id");
-            if let Some((old, _, slots)) = content.replace((id, size, slots.clone())) {
-                assert_ne!(old, id, "a publication has an id of its own");
-                self.garbage.insert(old, slots);
-            }
+            let old = content.replace((id, size, slots.clone()));
+            self.born.insert(id, self.now_s);
             if let Some(writer) = self.writers.get_mut(&file_id) {
                 writer.held.retain(|chunk| !slots.contains(chunk));
+            }
+            let last = self.writers.get_mut(&file_id).and_then(|writer| writer.last.replace(id));
+            if let Some((old, size, slots)) = old {
+                assert_ne!(old, id, "a publication has an id of its own");
+                let at = self.named_files().remove(&ino).and_then(|paths| paths.into_iter().next());
+                let origin = self.lost.get(&ino).cloned().or_else(|| Some((at?, Reason::Replaced)));
+                self.retire(old, size, slots, origin.filter(|_| last != Some(old)));
             }
             self.hidden.remove(&ino);
             self.reserved.retain(|_, named| *named != ino);
@@ -396,7 +488,8 @@ impl Model {
             Thing::File(Some((_, _, slots))) => Some(slots),
             Thing::File(None) | Thing::Directory => None,
         });
-        current.chain(self.garbage.values()).flatten().filter(|slot| **slot == chunk).count()
+        let trash = self.trash.values().map(|entry| &entry.slots);
+        current.chain(self.garbage.values()).chain(trash).flatten().filter(|slot| **slot == chunk).count()
     }
 
     pub(super) fn refs(&self, chunk: u8) -> usize {
@@ -408,8 +501,9 @@ impl Model {
     fn sweep(&mut self) {
         let dead: Vec<Ino> = self.things.keys().copied().filter(|ino| !self.is_alive(*ino)).collect();
         for ino in dead {
-            if let Some(Thing::File(Some((id, _, slots)))) = self.things.remove(&ino) {
-                self.garbage.insert(id, slots);
+            let origin = self.lost.remove(&ino);
+            if let Some(Thing::File(Some((id, size, slots)))) = self.things.remove(&ino) {
+                self.retire(id, size, slots, origin);
             }
             self.hidden.remove(&ino);
             self.reserved.retain(|_, named| *named != ino);

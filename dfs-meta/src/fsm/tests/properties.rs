@@ -38,6 +38,8 @@ impl Run {
         let mut model = Model::new();
         let sessions = std::array::from_fn(|n| lab.session(u8::try_from(n).expect("few") + 1));
         model.sessions.extend(sessions.iter().map(|session| session.0));
+        model.retention_ns = 1;
+        lab.must(Command::SetTrashRetention { retention_ns: 1 });
         Self {
             lab,
             model,
@@ -82,7 +84,7 @@ impl Run {
         let session = self.sessions[usize::from(raw[1] % SESSIONS)];
         let node = NodeId(u32::from(raw[2] % 4) + 1);
         let chunk = chunk_id(raw[3] % 6 + 1);
-        let op = match raw[0] % 40 {
+        let op = match raw[0] % 46 {
             0..24 => self.op(raw, session),
             24..29 => commit(self.writer(session, raw[2]), &self.slots(raw), raw[7] & 64 != 0),
             29 => return Command::CloseSession { session },
@@ -104,6 +106,19 @@ impl Run {
             36 => {
                 let doomed = self.model.doomed.iter().filter(|(holder, _)| *holder == node.0);
                 return Command::ConfirmDeleted { node, chunks: doomed.map(|(_, n)| chunk_id(*n)).collect() };
+            }
+            40 => {
+                let some = self.model.trash.keys().copied().take(usize::from(raw[2] % 3));
+                return Command::DropTrash {
+                    file_ids: some.chain(self.model.garbage.keys().copied().take(1)).collect(),
+                };
+            }
+            41 => return Command::SetTrashRetention { retention_ns: i64::from(raw[2] % 4) },
+            42..46 => {
+                let trash: Vec<FileId> = self.model.trash.keys().copied().collect();
+                let file_id = pick(&trash, raw[4]).unwrap_or(file_id(9999));
+                let name = NAMES[usize::from(raw[3] % 3)].as_bytes().to_vec();
+                Op::Restore { file_id, parent: self.directory(raw[2]), name }
             }
             37 => return Command::DoomUnknown { node, chunks: vec![(chunk, self.writer(session, raw[4]))] },
             _ => {
@@ -157,7 +172,11 @@ impl Run {
 
     fn step(&mut self, raw: &Raw) -> Result<(), TestCaseError> {
         let command = self.command(raw);
-        let batch = Batch { now_ns: 5000 + self.history.len() as i64, entropy: 7, commands: vec![command.clone()] };
+        let batch = Batch {
+            now_ns: 5000 + self.history.len() as i64 * 3_000_000_000,
+            entropy: 7,
+            commands: vec![command.clone()],
+        };
         let before = self.lab.state.clone();
         let outcome = self.lab.state.apply(&batch).remove(0);
         self.history.push(batch.clone());
@@ -166,7 +185,7 @@ impl Run {
             Ok(Reply::Mutated { file_id, .. }) => *file_id,
             Ok(_) | Err(_) => None,
         };
-        let answer = self.model.apply(&command, published);
+        let answer = self.model.apply(batch.now_ns, &command, published);
         self.compare_outcome(&outcome, &answer)?;
         self.compare_trees()?;
         self.compare_chunks()?;
@@ -256,6 +275,14 @@ impl Run {
         prop_assert!(garbage.is_sorted());
         prop_assert!(garbage.iter().all(|(_, id)| self.model.garbage.contains_key(id)));
         prop_assert_eq!(garbage.len(), self.model.garbage.len());
+        let trash: Vec<_> = state.trash_by_age().collect();
+        prop_assert!(trash.is_sorted());
+        prop_assert_eq!(trash.len(), self.model.trash.len());
+        for (_, id) in trash {
+            let (entry, _) = state.trashed(id).expect("indexed");
+            let wanted = self.model.trash.get(&id).map(|entry| (&entry.path[..], entry.reason));
+            prop_assert_eq!(Some((&entry.path[..], entry.reason)), wanted, "trash {}", id);
+        }
         prop_assert_eq!(state.counters().pending, self.model.writers.len() as u64);
         Ok(())
     }

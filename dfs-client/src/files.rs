@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use dfs_common::{Attr, ErrorCode, FileId, InodeId, Layout};
+use dfs_common::{Attr, ChunkId, ErrorCode, FileId, InodeId, Layout};
 use dfs_proto::{
     convert::{self, NodeAddress},
     status::RpcError,
@@ -121,6 +121,53 @@ impl Dfs {
         let (id, name) = (file_id.as_bytes().to_vec().into(), name.to_vec().into());
         let op = Op::Restore(v1::Restore { file_id: id, parent: parent.0, name });
         attr(self.shared.cluster.mutate(what, op).await?.1.attr)
+    }
+
+    /// How repair gets on, its limits, and the latest `failures` that hold chunks back.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn repair_status(&self, failures: u32) -> Result<v1::RepairStatusResponse, Error> {
+        let what = || "state of repair".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).repair_status(q).await };
+        self.shared.cluster.call(&what, v1::RepairStatusRequest { failures_limit: failures }, ask).await
+    }
+
+    /// A page of the chunks that lack copies, fewest copies first, behind the `after` of an earlier page.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn repair_queue(
+        &self,
+        limit: u32,
+        after: Option<&v1::QueuedChunk>,
+    ) -> Result<v1::RepairQueueResponse, Error> {
+        let what = || "chunks that wait for repair".to_owned();
+        let after = after.map(|chunk| (chunk.chunk_id.clone(), chunk.live)).unwrap_or_default();
+        let request = v1::RepairQueueRequest { limit, after: after.0, after_live: after.1 };
+        let ask = |c, q| async move { AdminServiceClient::new(c).repair_queue(q).await };
+        self.shared.cluster.call(&what, request, ask).await
+    }
+
+    /// Forgets why `chunks` (all without any) were put off, and has them repaired at once.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn repair_now(&self, chunks: &[ChunkId]) -> Result<v1::RepairNowResponse, Error> {
+        let what = || "repairing at once".to_owned();
+        let chunk_ids = chunks.iter().map(|id| convert::id_bytes(id.as_bytes())).collect();
+        let ask = |c, q| async move { AdminServiceClient::new(c).repair_now(q).await };
+        self.shared.cluster.call(&what, v1::RepairNowRequest { chunk_ids }, ask).await
+    }
+
+    /// Changes limits of repair; what the request does not name stays. Returns those in force.
+    ///
+    /// # Errors
+    /// No answer within the deadline, or nonsense.
+    pub async fn set_repair_limits(&self, request: v1::SetRepairLimitsRequest) -> Result<v1::RepairLimits, Error> {
+        let what = || "changing the limits of repair".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).set_repair_limits(q).await };
+        Ok(self.shared.cluster.call(&what, request, ask).await?.limits.unwrap_or_default())
     }
 
     /// State of the storage node at `address`, asked once and directly.

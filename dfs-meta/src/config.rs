@@ -110,6 +110,9 @@ pub struct Config {
     /// `dfsctl trash retention`
     #[arg(long, env = "DFS_META_TRASH_RETENTION", default_value = "24h", value_name = "TIME")]
     pub trash_retention: Span,
+    /// How long storage nodes must have been in their state before a copy that is one too many is dropped
+    #[arg(long, env = "DFS_META_TRIM_GRACE", default_value = "60s", value_name = "TIME")]
+    pub trim_grace: Span,
     /// Threads for network and protocol; more than one pay only for a node that a single one cannot serve
     #[arg(long, env = "DFS_META_WORKER_THREADS", default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -183,6 +186,7 @@ impl Config {
             suspect: self.suspect.0,
             dead: self.dead.0,
             gc_grace: self.gc_grace.0,
+            trim_grace: self.trim_grace.0,
             ..control::Settings::default()
         };
         settings.with_session_lease(self.session_lease.0)

@@ -13,11 +13,13 @@ pub mod heartbeat;
 pub mod inventory;
 pub mod placement;
 pub mod repair;
+pub mod repairs;
 pub mod reports;
 mod runner;
 pub mod sessions;
 pub mod settings;
 mod soft;
+pub mod trim;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -203,14 +205,6 @@ impl Handle {
         })
     }
 
-    /// Repair jobs under way.
-    ///
-    /// # Errors
-    /// This node does not lead.
-    pub fn repairs_active(&self) -> Result<usize, RpcError> {
-        self.lead(|soft, _| soft.planner.active())
-    }
-
     /// Has `command` agreed on; a refusal becomes an error.
     pub(crate) async fn apply(&self, command: Command) -> Result<Reply, RpcError> {
         self.inner.raft.propose(command).await?.map_err(|refusal| RpcError::new(refusal.code, refusal.message))
@@ -253,8 +247,13 @@ impl Handle {
                 tracing::info!(%node, %from, to = %state, ?silent, "storage node changed state");
             }
         }
-        if from == NodeState::Dead && state == NodeState::Alive {
-            self.lead(|soft, now| soft.inventories.restart(node, now))?;
+        if state == NodeState::Alive {
+            self.lead(|soft, now| {
+                soft.detector.returned(node, now);
+                if from == NodeState::Dead {
+                    soft.inventories.restart(node, now);
+                }
+            })?;
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ mod version;
 #[cfg(test)]
 mod tests;
 
-pub use command::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Refusal, Reply, Settings};
+pub use command::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Refusal, RepairLimits, Reply, Settings};
 pub use read::{DirEntry, DirPage, FileLayout};
 pub use record::{Chunk, Counters, DoomedOn, Node, Pending, Reason, Session, Trashed};
 pub use snapshot::SnapshotError;

@@ -9,6 +9,7 @@ mod listing;
 mod mutation;
 mod namespace;
 mod nodes;
+mod repair;
 mod service;
 mod session;
 #[cfg(test)]

@@ -58,6 +58,8 @@ struct State {
     open: BTreeMap<ChunkId, Change>,
     sent: Difference,
     unreachable: BTreeSet<NodeId>,
+    /// Copies that were read and found whole, for metadata that asked.
+    confirmed: Vec<ChunkId>,
     overflowed: bool,
     /// Everything since a page of the inventory began to be read, while one is.
     watched: Option<BTreeMap<ChunkId, Change>>,
@@ -126,6 +128,18 @@ impl Changes {
     /// A peer that a failed heartbeat would have named; the next one does.
     pub fn keep_unreachable(&self, node: NodeId) {
         self.state().unreachable.insert(node);
+    }
+
+    /// Copies that metadata asked to confirm were read and found whole; it hears of it at once.
+    pub fn confirmed(&self, ids: Vec<ChunkId>) {
+        self.state().confirmed.extend(ids);
+        self.wake.notify_one();
+    }
+
+    /// The copies confirmed since the last call.
+    #[must_use]
+    pub fn take_confirmed(&self) -> Vec<ChunkId> {
+        mem::take(&mut self.state().confirmed)
     }
 
     /// Asks for a heartbeat at once.

@@ -59,8 +59,8 @@ pub struct Config {
     #[arg(long, env = "DFS_STORAGE_BLOCKING_THREADS", default_value_t = 16, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub blocking_threads: u16,
-    /// Repairs sent at once; as many more for chunks with one copy left
-    #[arg(long, env = "DFS_STORAGE_REPAIR_STREAMS", default_value_t = 4, value_name = "N",
+    /// Most repairs sent at once, whatever `dfsctl repair limits` says; as many more for chunks with one copy left
+    #[arg(long, env = "DFS_STORAGE_REPAIR_STREAMS", default_value_t = 64, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=256))]
     pub repair_streams: u16,
     /// A peer or client without progress for this long is given up

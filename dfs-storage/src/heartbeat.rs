@@ -38,7 +38,7 @@ use crate::{
     engine::Usage,
     meta_client::MetaClient,
     node::Node,
-    worker::{deletes::Deletes, repair::Repairs},
+    worker::{confirm::Confirms, deletes::Deletes, repair::Repairs},
 };
 use message::Inventory;
 
@@ -81,6 +81,7 @@ pub struct Heartbeat {
     presentation: Presentation,
     deletes: Deletes,
     repairs: Repairs,
+    confirms: Confirms,
     interval: Duration,
     /// Highest term of a leader that answered.
     term: u64,
@@ -102,6 +103,7 @@ impl Heartbeat {
         presentation: Presentation,
         deletes: Deletes,
         repairs: Repairs,
+        confirms: Confirms,
     ) -> Self {
         Self {
             node,
@@ -110,6 +112,7 @@ impl Heartbeat {
             presentation,
             deletes,
             repairs,
+            confirms,
             interval: INTERVAL.1,
             term: 0,
             usage: Usage::default(),
@@ -229,7 +232,10 @@ impl Heartbeat {
     async fn exchange(&mut self) -> Result<HeartbeatResponse, RpcError> {
         self.refresh_usage().await;
         let unreachable = self.node.changes.take_unreachable();
-        let request = message::heartbeat(&self.node, self.incarnation(), self.usage, &unreachable, self.page.as_ref())?;
+        let confirmed = self.node.changes.take_confirmed();
+        let mut request =
+            message::heartbeat(&self.node, self.incarnation(), self.usage, &unreachable, self.page.as_ref())?;
+        request.confirmed = confirmed.iter().map(|id| convert::id_bytes(id.as_bytes())).collect();
         if request.inventory.is_none() && self.page.is_some() {
             (self.page, self.page_wanted) = (None, None);
         }
@@ -242,6 +248,7 @@ impl Heartbeat {
             })
             .await;
         if answer.is_err() {
+            // What was confirmed and not told is asked again.
             unreachable.into_iter().for_each(|peer| self.node.changes.keep_unreachable(peer));
         }
         answer
@@ -260,7 +267,8 @@ impl Heartbeat {
     fn obey(&mut self, answer: HeartbeatResponse) {
         self.node.changes.acknowledged(answer.acked_seq);
         self.deletes.submit(answer.delete.iter().filter_map(|id| convert::chunk_id(id).ok()));
-        self.repairs.submit(&answer.repair);
+        self.repairs.submit(&answer.repair, answer.repair_streams);
+        self.confirms.submit(answer.confirm.iter().filter_map(|id| convert::chunk_id(id).ok()));
         match answer.inventory {
             Some(request) => self.want_page(&request),
             None => (self.page, self.page_wanted) = (None, None),

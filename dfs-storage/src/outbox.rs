@@ -26,7 +26,7 @@ const RETRY_FOR: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Outbox {
     receipts: mpsc::Sender<v1::ChunkReceipt>,
-    repairs: mpsc::Sender<v1::ReportRepairResultRequest>,
+    repairs: mpsc::Sender<v1::RepairOutcome>,
     corrupt: mpsc::Sender<(ChunkId, String)>,
 }
 
@@ -34,7 +34,7 @@ pub struct Outbox {
 #[derive(Debug)]
 pub struct Queues {
     receipts: mpsc::Receiver<v1::ChunkReceipt>,
-    repairs: mpsc::Receiver<v1::ReportRepairResultRequest>,
+    repairs: mpsc::Receiver<v1::RepairOutcome>,
     corrupt: mpsc::Receiver<(ChunkId, String)>,
 }
 
@@ -57,8 +57,8 @@ impl Outbox {
     }
 
     /// A repair ended.
-    pub fn repaired(&self, result: v1::ReportRepairResultRequest) {
-        dropped(self.repairs.try_send(result).is_err(), "result of a repair");
+    pub fn repaired(&self, outcome: v1::RepairOutcome) {
+        dropped(self.repairs.try_send(outcome).is_err(), "result of a repair");
     }
 
     /// The copy on this node is corrupt.
@@ -78,7 +78,7 @@ impl Queues {
     pub fn run(self, node: &Arc<Node>, meta: &Arc<MetaClient>) {
         let Self { receipts, repairs, corrupt } = self;
         spawn(node, send_receipts(receipts, node.clone(), meta.clone()));
-        spawn(node, send_repairs(repairs, meta.clone()));
+        spawn(node, send_repairs(repairs, node.clone(), meta.clone()));
         spawn(node, send_corrupt(corrupt, node.clone(), meta.clone()));
     }
 }
@@ -117,16 +117,21 @@ async fn send_receipts(mut queue: mpsc::Receiver<v1::ChunkReceipt>, node: Arc<No
     }
 }
 
-async fn send_repairs(mut queue: mpsc::Receiver<v1::ReportRepairResultRequest>, meta: Arc<MetaClient>) {
-    while let Some(result) = queue.recv().await {
+/// Outcomes are told as they come; those that come while a call is on its way go together with the next one.
+async fn send_repairs(mut queue: mpsc::Receiver<v1::RepairOutcome>, node: Arc<Node>, meta: Arc<MetaClient>) {
+    let mut outcomes = Vec::new();
+    while queue.recv_many(&mut outcomes, BATCH_MAX).await > 0 {
+        let outcomes = std::mem::take(&mut outcomes);
+        let Ok(member) = node.member() else { continue };
+        let request = v1::ReportRepairResultRequest { node_id: member.node.0, outcomes };
         let sent = meta
             .call(RETRY_FOR, |mut client| {
-                let result = result.clone();
-                async move { client.report_repair_result(result).await }
+                let request = request.clone();
+                async move { client.report_repair_result(request).await }
             })
             .await;
         if let Err(error) = sent {
-            tracing::info!(%error, job = result.job_id, "a repair could not be reported; its lease will end");
+            tracing::info!(%error, jobs = request.outcomes.len(), "repairs could not be reported; their lease will end");
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     outbox::Outbox,
     pool::DiskPool,
     rpc,
-    worker::{deletes::Deletes, repair::Repairs},
+    worker::{confirm::Confirms, deletes::Deletes, repair::Repairs},
 };
 
 /// Time for requests in work when the process is asked to end.
@@ -106,7 +106,8 @@ impl Server {
         let presentation = Presentation { address: advertised(config, address), rack: config.rack.clone() };
         let deletes = Deletes::start(&node);
         let repairs = Repairs::new(node.clone(), config.repair_streams.into());
-        let heartbeat = Heartbeat::new(node.clone(), meta.clone(), data_dir, presentation, deletes, repairs);
+        let confirms = Confirms::start(&node);
+        let heartbeat = Heartbeat::new(node.clone(), meta.clone(), data_dir, presentation, deletes, repairs, confirms);
         tracing::info!(name = %config.name, %address, dir = %config.data_dir.display(), "storage node serves");
         Ok(Self { serving: serve(&node, listener), heartbeat: beat(&node, heartbeat), node, meta, address })
     }

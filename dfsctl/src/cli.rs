@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use dfs_client::config::ClientArgs;
 
 use crate::{
-    cmd::{change, cluster, dev, meta, namespace, transfer, trash, wait},
+    cmd::{change, cluster, dev, meta, namespace, repair, transfer, trash, wait},
     exit,
 };
 
@@ -96,6 +96,8 @@ pub enum Verb {
     Wait(wait::Wait),
     /// Look at the metadata nodes
     Meta(meta::Meta),
+    /// Watch and steer how lost copies are replaced
+    Repair(repair::Repair),
     /// Run a whole cluster on this machine
     Dev(dev::Dev),
 }

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod dev;
 pub mod meta;
 pub mod namespace;
+pub mod repair;
 pub mod transfer;
 pub mod trash;
 pub mod wait;
@@ -39,6 +40,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Df(_) => cluster::df(&context),
         Verb::Wait(args) => wait::wait(&context, &args),
         Verb::Meta(args) => meta::run(&context, &args),
+        Verb::Repair(args) => repair::run(&context, &args),
         Verb::Dev(args) => dev::run(&context, args),
     }
 }

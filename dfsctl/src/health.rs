@@ -411,7 +411,8 @@ pub(crate) fn seconds(ms: u64) -> String {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Hexadecimal digits of an identifier.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

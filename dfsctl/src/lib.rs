@@ -137,6 +137,13 @@ mod tests {
             "trash retention 0",
             "wait healthy --timeout 10s",
             "meta status",
+            "repair status",
+            "repair queue --limit 5",
+            "repair now",
+            "repair now /a",
+            "repair limits",
+            "repair limits --streams 2 --total 20 --rate 100M",
+            "repair limits --rate 0",
             "dev up -m 3 -s 4 --dir D --mount M --replication 3 --heartbeat 1s --suspect 2s --dead 5s --capacity 1G",
             "dev up --meta-arg --raft-heartbeat=50ms --storage-arg --rack=r --mount-opt allow_other",
             "dev status --json",
@@ -149,9 +156,16 @@ mod tests {
         ] {
             assert!(parse(&line.split(' ').collect::<Vec<_>>()).is_ok(), "{line}");
         }
-        for line in
-            ["wait", "wait healthy --timeout 10", "dev up -s 0", "dev kill storage-0", "dev kill nobody", "mv /a"]
-        {
+        for line in [
+            "wait",
+            "wait healthy --timeout 10",
+            "dev up -s 0",
+            "dev kill storage-0",
+            "dev kill nobody",
+            "mv /a",
+            "repair limits --streams 0",
+            "repair",
+        ] {
             assert!(parse(&line.split(' ').collect::<Vec<_>>()).is_err(), "{line}");
         }
     }

@@ -6,13 +6,17 @@
 # It is set up to promise what dfs promises: chunk servers sync before they acknowledge a close (HDD_FSYNC_BEFORE_CLOSE), and
 # the master syncs its change log (CHANGELOG_SAVE_MODE = 2). Neither is its default. Its servers refuse to speak over
 # 127.0.0.0/8, so they live in a network namespace that has a loopback device with other addresses and no way out.
+#
+#   PEER_SERVERS=N   chunk servers, three if nothing is said
+#   PEER_FAST=1      repair as fast as it can: no delay after the start, many copies at once, a server that hangs is given up
+#                    after two seconds
 . "$(dirname "$0")/../lib.sh"
 
 verb=${1:?start, remount or stop}
 dir=$(realpath -m "${2:?a directory}")
 space=dfs-bench-moosefs
 master=10.201.0.1
-servers=3
+servers=${PEER_SERVERS:-3}
 
 [ "$(id -u)" = 0 ] || die "network namespaces and mounts of a peer need root"
 
@@ -43,6 +47,9 @@ write_config() {
     printf '%s\n' "DATA_PATH = $dir/master" "EXPORTS_FILENAME = $dir/etc/exports" "TOPOLOGY_FILENAME = $dir/etc/topology" \
         "MATOML_LISTEN_HOST = $master" "MATOCS_LISTEN_HOST = $master" "MATOCL_LISTEN_HOST = $master" \
         "CHANGELOG_SAVE_MODE = 2" >"$dir/etc/master.cfg"
+    [ -z "${PEER_FAST:-}" ] || printf '%s\n' "REPLICATIONS_DELAY_INIT = 0" "CHUNKS_LOOP_MIN_TIME = 1" \
+        "CHUNKS_LOOP_MAX_CPS = 10000000" "CHUNKS_WRITE_REP_LIMIT = 20,20,20,20" "CHUNKS_READ_REP_LIMIT = 20,20,20,20" \
+        "MATOCS_TIMEOUT = 2" >>"$dir/etc/master.cfg"
     for i in $(seq $servers); do
         host=10.201.0.$((i + 1))
         mkdir -p "$dir/server$i"/{var,chunks}

@@ -12,6 +12,10 @@
 //! accusation makes suspect, so that reads and placements avoid the node at once; only silence makes dead, because one cut
 //! cable between two nodes must not start the copying of a whole disk. Silence is never counted from before this leader
 //! began to lead: it cannot know what the leader before heard.
+//!
+//! A node that falls out and comes back again and again is *flapping*. Its copies count and are read like any others, for they
+//! are as good; but placements avoid it while there is a choice, for a time that doubles with every return and is forgotten
+//! after a long rest.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,6 +26,15 @@ use dfs_common::{NodeId, node::NodeState};
 
 /// Accusers remembered for one node. Two suffice to make it suspect.
 const ACCUSERS_MAX: usize = 8;
+
+/// Returns within [`FLAP_REST`] that are forgiven: a restart for an update is one.
+const FLAPS_FREE: u32 = 1;
+/// First hold-down, in times of silence that make suspect; doubled with each further return.
+const HOLD_FIRST: u32 = 2;
+/// Longest hold-down.
+const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
+/// A node that did not fall out for this long starts with a clean slate.
+const FLAP_REST: Duration = Duration::from_secs(30 * 60);
 
 /// Times of the detector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +54,8 @@ pub enum Accuser {
     Node(NodeId),
     /// A client session.
     Client(u64),
+    /// A node that wants to register with its address: only one process can listen there.
+    Successor,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +66,12 @@ struct Watch {
     accused: Option<Instant>,
     /// It said goodbye: suspect until it is heard again.
     left: bool,
+    /// How often it came back since its last long rest.
+    returns: u32,
+    /// When it last came back.
+    returned: Option<Instant>,
+    /// Placements avoid it until then.
+    held_until: Option<Instant>,
 }
 
 /// What the leader heard from and about storage nodes.
@@ -91,6 +112,25 @@ impl Detector {
     /// `node` announced that it stops.
     pub fn left(&mut self, node: NodeId) {
         self.nodes.entry(node).or_default().left = true;
+    }
+
+    /// `node`, which was suspect or dead, is alive again.
+    pub fn returned(&mut self, node: NodeId, now: Instant) {
+        let suspect = self.timing.suspect;
+        let watch = self.nodes.entry(node).or_default();
+        let rested = watch.returned.is_some_and(|at| now.saturating_duration_since(at) > FLAP_REST);
+        watch.returns = if rested { 1 } else { watch.returns.saturating_add(1) };
+        watch.returned = Some(now);
+        if let Some(flaps) = watch.returns.checked_sub(FLAPS_FREE + 1) {
+            let hold = (suspect * HOLD_FIRST).saturating_mul(1 << flaps.min(16)).min(HOLD_MAX);
+            watch.held_until = Some(now + hold);
+        }
+    }
+
+    /// Whether `node` has come back so often lately that nothing new should be placed on it while there is a choice.
+    #[must_use]
+    pub fn is_held_down(&self, node: NodeId, now: Instant) -> bool {
+        self.nodes.get(&node).and_then(|watch| watch.held_until).is_some_and(|until| now < until)
     }
 
     /// How long `node` has been silent, as far as this leader can know.
@@ -211,6 +251,41 @@ mod tests {
         assert_eq!(detector.judge(N, NodeState::Draining, t0 + secs(500)), None);
     }
 
+    #[test]
+    fn a_flapping_node_is_trusted_later_each_time_and_after_a_rest_again() {
+        let mut now = Instant::now();
+        let mut detector = Detector::new(TIMING, now);
+        let held = |detector: &Detector, now: Instant| {
+            (0..2000).take_while(|s| detector.is_held_down(N, now + secs(*s))).count() as u64
+        };
+        detector.returned(N, now);
+        assert_eq!(held(&detector, now), 0, "a restart is no offence");
+        for expected in [20, 40, 80, 160, 320, 640, 900, 900] {
+            now += secs(60);
+            detector.returned(N, now);
+            assert_eq!(held(&detector, now), expected);
+        }
+        now += FLAP_REST + secs(1);
+        detector.returned(N, now);
+        assert_eq!(held(&detector, now), 0);
+        detector.returned(N, now + secs(1));
+        assert_eq!(held(&detector, now + secs(1)), 20);
+    }
+
+    #[test]
+    fn a_successor_makes_suspect_only_a_node_that_missed_a_beat() {
+        let t0 = Instant::now();
+        let mut detector = Detector::new(TIMING, t0);
+        detector.heard(N, t0);
+        for _ in 0..9 {
+            detector.accuse(N, Accuser::Successor, t0 + secs(1));
+        }
+        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(4)), None);
+        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(5)), Some(NodeState::Suspect));
+        detector.heard(N, t0 + secs(5));
+        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(5)), Some(NodeState::Alive));
+    }
+
     #[derive(Debug, Clone)]
     enum Event {
         Heard(u32),
@@ -231,6 +306,43 @@ mod tests {
     }
 
     proptest! {
+        /// However irregular heartbeats are: one within each time of suspicion keeps a node alive, whatever happens to leaders.
+        #[test]
+        fn who_is_heard_in_time_is_never_suspected(
+            gaps_ms in proptest::collection::vec(0..10_000u64, 1..100),
+            leader_changes in proptest::collection::vec(any::<bool>(), 100),
+        ) {
+            let mut now = Instant::now();
+            let mut detector = Detector::new(TIMING, now);
+            detector.heard(N, now);
+            for (gap, change) in gaps_ms.into_iter().zip(leader_changes) {
+                now += Duration::from_millis(gap);
+                prop_assert_eq!(detector.judge(N, NodeState::Alive, now), None);
+                if change {
+                    detector = Detector::new(TIMING, now);
+                    prop_assert_eq!(detector.judge(N, NodeState::Alive, now), None);
+                }
+                detector.heard(N, now);
+            }
+        }
+
+        /// A hold-down never lasts longer than its maximum, and never ends earlier because the node came back once more.
+        #[test]
+        fn hold_downs_grow_and_are_bounded(gaps_s in proptest::collection::vec(0..600u64, 1..40)) {
+            let mut now = Instant::now();
+            let mut detector = Detector::new(TIMING, now);
+            let mut until = now;
+            for gap in gaps_s {
+                now += secs(gap);
+                detector.returned(N, now);
+                prop_assert!(!detector.is_held_down(N, now + HOLD_MAX));
+                if until > now {
+                    prop_assert!(detector.is_held_down(N, until - Duration::from_millis(1)));
+                }
+                until = detector.nodes[&N].held_until.unwrap_or(now);
+            }
+        }
+
         #[test]
         fn nobody_dies_but_by_silence_under_this_leader(events in proptest::collection::vec(event(), 1..80)) {
             let mut now = Instant::now();
@@ -261,10 +373,17 @@ mod tests {
                         }
                         if next == NodeState::Alive {
                             prop_assert!(now - heard[i] <= TIMING.suspect);
+                            detector.returned(NodeId(n), now);
                         }
                         agreed[i] = next;
                     }
                     prop_assert_eq!(detector.judge(NodeId(n), agreed[i], now), None, "judgements are stable");
+                    let silence = now - heard[i].max(since);
+                    if silence > TIMING.dead {
+                        prop_assert_eq!(agreed[i], NodeState::Dead, "silence always kills");
+                    } else if silence > TIMING.suspect {
+                        prop_assert!(agreed[i] != NodeState::Alive, "a silent node is not trusted");
+                    }
                 }
             }
         }

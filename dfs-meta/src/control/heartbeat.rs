@@ -1,14 +1,14 @@
 //! What storage nodes report and what they are told.
 //!
 //! ```text
-//!   node ── heartbeat: figures, differences, deletions done, inventory page ──► leader
-//!        ◄── orders: deletions, repair jobs, the next inventory page ──────────
+//!   node ── heartbeat: figures, differences, deletions and confirmations done, inventory page ──► leader
+//!        ◄── orders: deletions, repair jobs, copies to confirm, the next inventory page ──────────
 //! ```
 //!
 //! A difference is acknowledged only after what follows from it was agreed on, so a node repeats it until then. Orders are
 //! derived anew for each answer: a lost answer loses nothing.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use dfs_common::{ChunkId, ErrorCode, NodeId, Uuid, node::NodeState};
 use dfs_proto::status::RpcError;
@@ -19,13 +19,15 @@ use super::{
     inventory::{self, Held, Page},
     repair::Job,
     soft::Report,
+    trim::Ready,
 };
 use crate::fsm::{Command, Reply, Settings, State};
 
 /// Chunks in one command: about 200 KiB in the log.
 const BATCH: usize = 4096;
 
-/// How long the heartbeat of a node that repairs waits for the next job. Well below the deadline of a heartbeat.
+/// How long the heartbeat of a node that repairs, or may have to at any moment, waits for the next job. Well below the deadline
+/// of a heartbeat.
 const JOB_WAIT: Duration = Duration::from_millis(250);
 
 /// A storage node starts.
@@ -76,6 +78,8 @@ pub struct Heartbeat {
     pub seq: u64,
     /// A page of its full inventory.
     pub page: Option<Page>,
+    /// Copies that it was asked to confirm, read and found whole.
+    pub confirmed: Vec<ChunkId>,
 }
 
 /// The answer to a heartbeat.
@@ -89,6 +93,10 @@ pub struct Orders {
     pub delete: Vec<ChunkId>,
     /// Copies to send, with the address of each target.
     pub repair: Vec<(Job, String)>,
+    /// Copies to send at once, urgent ones not counted.
+    pub streams: u32,
+    /// Copies to read and confirm.
+    pub confirm: Vec<ChunkId>,
     /// Page of the inventory to send.
     pub inventory: Option<inventory::Request>,
     /// More deletions wait than fit.
@@ -115,6 +123,10 @@ impl Handle {
     /// # Errors
     /// The state machine's refusals, or what [`crate::raft::Handle::propose`] says.
     pub async fn register(&self, asked: Registration) -> Result<(NodeId, Settings), RpcError> {
+        let was_away = self.inner.raft.peek(|state| {
+            let known = state.nodes().find(|node| node.uuid == asked.uuid);
+            known.is_some_and(|node| matches!(node.state, NodeState::Suspect | NodeState::Dead))
+        });
         let Registration { uuid, name, address, rack, capacity_bytes, used_bytes, chunk_count, incarnation } = asked;
         let command = Command::RegisterNode {
             uuid,
@@ -124,16 +136,37 @@ impl Handle {
             capacity_bytes,
             incarnation,
         };
-        let Reply::Node { node, created } = self.apply(command).await? else {
+        let reply = self.apply(command).await.inspect_err(|error| {
+            if error.code == ErrorCode::AlreadyExists {
+                self.displaced(uuid, &address);
+            }
+        })?;
+        let Reply::Node { node, created } = reply else {
             return Err(RpcError::new(ErrorCode::Internal, "registration was answered with something else"));
         };
         self.lead(|soft, now| {
+            if was_away {
+                soft.detector.returned(node, now);
+            }
             soft.heard(node, Report { capacity_bytes, used_bytes, chunk_count, active_streams: 0 }, now);
             soft.inventories.restart(node, now);
         })?;
         tracing::info!(%node, name, address, rack, capacity_bytes, chunk_count, created, "storage node registered");
         self.judge(node).await?;
         Ok((node, self.inner.raft.peek(State::settings)))
+    }
+
+    /// A node with a new identity wants the address of one that is taken for alive: most likely the same machine with another
+    /// disk. If that one has missed a heartbeat it is suspect at once, and the next attempt to register finds it replaced.
+    fn displaced(&self, uuid: Uuid, address: &str) {
+        let rivals: Vec<NodeId> = self.inner.raft.peek(|state| {
+            let is_rival = |n: &&crate::fsm::Node| n.uuid != uuid && n.address == address;
+            state.nodes().filter(is_rival).map(|n| n.id).collect()
+        });
+        // Without leadership there is nothing to note.
+        let _ = self.lead(|soft, now| {
+            rivals.iter().for_each(|rival| soft.detector.accuse(*rival, Accuser::Successor, now));
+        });
     }
 
     /// A storage node stops in good order.
@@ -164,11 +197,12 @@ impl Handle {
         self.note_report(&beat)?;
         self.judge(beat.node).await?;
         self.take_difference(&beat).await?;
+        self.take_confirmed(beat.node, &beat.confirmed).await?;
         if let Some(page) = beat.page {
             self.take_page(beat.node, page).await?;
         }
         let mut orders = self.orders(beat.node)?;
-        if self.is_repairing(beat.node)? {
+        if self.may_repair(beat.node)? {
             orders = self.await_jobs(beat.node, orders).await?;
             orders.more = true;
         }
@@ -176,9 +210,14 @@ impl Handle {
         Ok(orders)
     }
 
-    /// Whether `node` has repair jobs in work.
-    fn is_repairing(&self, node: NodeId) -> Result<bool, RpcError> {
-        self.lead(|soft, _| soft.planner.jobs().any(|job| job.source == node))
+    /// Whether `node` has repair jobs in work, or may get some at any moment: another node is suspect, and when it is found
+    /// dead the copying must not wait for the next heartbeat.
+    fn may_repair(&self, node: NodeId) -> Result<bool, RpcError> {
+        let alarm = self.inner.raft.peek(|state| {
+            let is_alarming = |n: &crate::fsm::Node| n.state == NodeState::Suspect && n.chunk_count > 0;
+            state.nodes().any(is_alarming) && state.node(node).is_some_and(|n| n.chunk_count > 0)
+        });
+        Ok(alarm || self.lead(|soft, _| soft.planner.has_jobs(node))?)
     }
 
     /// A node that repairs is told at once to come again, and gets its answer when there is a next job for it: chunks take
@@ -210,7 +249,8 @@ impl Handle {
         self.take_held(node, &beat.added).await?;
         let lost: Vec<ChunkId> = self.inner.raft.peek(|state| {
             let recorded = |chunk: &ChunkId| state.chunk(*chunk).is_some_and(|c| c.replicas.contains(&node));
-            beat.removed.iter().copied().filter(recorded).collect()
+            // A copy that was to be evicted may have been recorded again before the order was carried out.
+            beat.removed.iter().chain(&beat.deleted).copied().filter(recorded).collect()
         });
         self.lose(node, lost, "the node reported them gone").await?;
         let confirmed: Vec<ChunkId> = self
@@ -270,10 +310,6 @@ impl Handle {
             Ok(()) => self.lose(node, missing, "its inventory does not have them").await,
             Err(error) => Err(error),
         };
-        let result = match result {
-            Ok(()) => self.trim(node, &findings.present).await,
-            Err(error) => Err(error),
-        };
         if result.is_err() {
             // The page was compared but not taken over: take the whole inventory again.
             self.lead(|soft, now| soft.inventories.restart(node, now))?;
@@ -286,46 +322,60 @@ impl Handle {
             return Ok(());
         }
         tracing::warn!(%node, chunks = chunks.len(), first = %chunks[0], why, "copies of chunks are lost");
+        self.lead(|soft, now| {
+            soft.planner.lost(&chunks, now);
+            soft.trimmer.forget_all(&chunks);
+        })?;
         for chunks in chunks.chunks(BATCH) {
             self.apply(Command::ReplicasLost { node, chunks: chunks.to_vec() }).await?;
+        }
+        // The copies are replaced from now on, not from the next round on.
+        self.inner.finished.notify_one();
+        Ok(())
+    }
+
+    /// Copies that were read and found whole, so that one too many elsewhere may go.
+    async fn take_confirmed(&self, node: NodeId, chunks: &[ChunkId]) -> Result<(), RpcError> {
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let ready = self.lead(|soft, _| soft.trimmer.confirmed(node, chunks))?;
+        let mut by_victim: BTreeMap<NodeId, Vec<ChunkId>> = BTreeMap::new();
+        self.inner.raft.peek(|state| {
+            for Ready { chunk, victim, .. } in ready.iter().filter(|ready| is_still_excessive(state, ready)) {
+                by_victim.entry(*victim).or_default().push(*chunk);
+            }
+        });
+        for (victim, chunks) in by_victim {
+            self.trim(victim, chunks).await?;
         }
         Ok(())
     }
 
-    /// Drops copies beyond the wanted number from a node: it was away, and they were replaced meanwhile. Of each chunk one
-    /// copy at a time, so that two nodes that return together do not both drop theirs.
-    async fn trim(&self, node: NodeId, present: &[Held]) -> Result<(), RpcError> {
-        let chunks: Vec<ChunkId> = self.lead(|soft, _| {
-            self.inner.raft.peek(|state| {
-                let wanted = state.settings().replication;
-                let is_excess = |held: &&Held| {
-                    state.chunk(held.chunk).is_some_and(|chunk| {
-                        chunk.live > wanted
-                            && chunk.replicas.contains(&node)
-                            && !soft.is_evicted(held.chunk, &chunk.replicas)
-                    })
-                };
-                let excess: Vec<ChunkId> = present.iter().filter(is_excess).map(|held| held.chunk).collect();
-                excess.into_iter().filter(|chunk| soft.evict(node, *chunk, wanted)).collect()
-            })
+    /// Drops copies whose others were confirmed: out of the record, then off the disk.
+    async fn trim(&self, victim: NodeId, mut chunks: Vec<ChunkId>) -> Result<(), RpcError> {
+        self.lead(|soft, now| {
+            let wanted = self.inner.raft.peek(|state| state.settings().replication);
+            chunks.retain(|chunk| soft.evict(victim, *chunk, wanted));
+            for chunk in &chunks {
+                soft.planner.distrust(*chunk, victim, "a copy that is one too many is being deleted", now);
+            }
         })?;
         if chunks.is_empty() {
             return Ok(());
         }
-        tracing::info!(%node, chunks = chunks.len(), "copies beyond the wanted number are dropped");
-        for some in chunks.chunks(BATCH) {
-            let dropped = self.apply(Command::ReplicasLost { node, chunks: some.to_vec() }).await;
-            if let Err(error) = dropped {
-                // What is still in the record is not deleted; the next inventory finds it again.
-                self.lead(|soft, _| {
-                    for chunk in &chunks {
-                        soft.evictions.remove(&(node, *chunk));
-                    }
-                })?;
-                return Err(error);
-            }
+        tracing::info!(node = %victim, chunks = chunks.len(), "copies beyond the wanted number are dropped");
+        let dropped = self.apply(Command::ReplicasLost { node: victim, chunks: chunks.clone() }).await;
+        if dropped.is_err() {
+            // What is still in the record is not deleted; the next round finds it again.
+            self.lead(|soft, _| {
+                for chunk in &chunks {
+                    soft.evictions.remove(&(victim, *chunk));
+                    soft.planner.trust(*chunk, victim);
+                }
+            })?;
         }
-        Ok(())
+        dropped.map(drop)
     }
 
     fn orders(&self, node: NodeId) -> Result<Orders, RpcError> {
@@ -348,7 +398,8 @@ impl Handle {
                     .collect();
                 let recorded = |after| state.chunks_on(node, after).take(limit as usize).collect();
                 let inventory = soft.inventories.request(node, now, limit, recorded);
-                Orders { delete, repair, inventory, more, term, ..Orders::default() }
+                let (streams, confirm) = (soft.planner.streams(), soft.trimmer.asks(node));
+                Orders { delete, repair, streams, confirm, inventory, more, term, ..Orders::default() }
             })
         })
     }
@@ -364,9 +415,27 @@ fn sighting(state: &State, node: NodeId, held: &Held) -> Sighting {
     }
 }
 
-/// Whether a copy may be deleted now: it is not in the record, and enough others are or nobody needs any.
+/// Whether a copy may be deleted now: it is not in the record, and enough others on nodes that are surely there are, or nobody
+/// needs any.
 fn may_evict(state: &State, node: NodeId, chunk: ChunkId, others: u32) -> bool {
-    state.chunk(chunk).is_none_or(|chunk| !chunk.replicas.contains(&node) && chunk.live >= others)
+    let is_sure = |id: &&NodeId| {
+        state.node(**id).is_some_and(|node| matches!(node.state, NodeState::Alive | NodeState::Draining))
+    };
+    state.chunk(chunk).is_none_or(|chunk| {
+        let sure = chunk.replicas.iter().filter(is_sure).count();
+        !chunk.replicas.contains(&node) && sure >= others as usize
+    })
+}
+
+/// Whether the copies that were confirmed are all still recorded, on nodes that are alive, beside the one that is to go.
+fn is_still_excessive(state: &State, ready: &Ready) -> bool {
+    let Ready { chunk, victim, confirmed } = ready;
+    let is_alive = |id: &NodeId| state.node(*id).is_some_and(|node| node.state == NodeState::Alive);
+    state.chunk(*chunk).is_some_and(|found| {
+        found.live > state.settings().replication
+            && found.replicas.contains(victim)
+            && confirmed.iter().all(|id| found.replicas.contains(id) && is_alive(id))
+    })
 }
 
 /// Whether the copy that a job makes is still missing.

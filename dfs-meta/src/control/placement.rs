@@ -35,7 +35,7 @@ pub struct Candidate {
     pub outstanding_bytes: u64,
     /// Streams it is serving as it last reported.
     pub active_streams: u32,
-    /// Someone failed to reach it a moment ago.
+    /// Someone failed to reach it a moment ago, or it falls out again and again.
     pub recently_failed: bool,
 }
 
@@ -48,6 +48,12 @@ impl Candidate {
     }
 }
 
+/// The candidate of a number; candidates are in the order of their numbers.
+#[must_use]
+pub fn find(candidates: &[Candidate], id: NodeId) -> Option<&Candidate> {
+    candidates.binary_search_by_key(&id, |candidate| candidate.id).ok().map(|at| &candidates[at])
+}
+
 /// How good a candidate is for the next copy; the smallest wins. The order of the fields is the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Score {
@@ -55,7 +61,7 @@ pub struct Score {
     pub remote: bool,
     /// Copies that its failure domain already has.
     pub domain_copies: usize,
-    /// Someone failed to reach it a moment ago.
+    /// Someone failed to reach it a moment ago, or it falls out again and again.
     pub recently_failed: bool,
     /// Fill level in steps, outstanding bytes included.
     pub fill: u64,
@@ -121,7 +127,7 @@ pub fn target<'a, R: Rng>(
     holders: &[NodeId],
     bytes: u64,
     reserve: u64,
-    allowed: impl Fn(NodeId) -> bool,
+    allowed: &dyn Fn(NodeId) -> bool,
     rng: &mut R,
 ) -> Option<&'a Candidate> {
     let is_holder = |candidate: &&Candidate| holders.contains(&candidate.id);
@@ -300,9 +306,9 @@ mod tests {
     fn a_repair_target_is_no_holder_and_prefers_a_new_rack() {
         let nodes = vec![node(1, "a"), node(2, "b"), node(3, "a"), Candidate { used_bytes: 50 << 30, ..node(4, "c") }];
         let holders = [NodeId(1), NodeId(2)];
-        let best = target(&nodes, &holders, CHUNK, 0, |_| true, &mut rng()).expect("two candidates");
+        let best = target(&nodes, &holders, CHUNK, 0, &|_| true, &mut rng()).expect("two candidates");
         assert_eq!(best.id, NodeId(4));
-        let best = target(&nodes, &holders, CHUNK, 0, |n| n != NodeId(4), &mut rng()).expect("one candidate");
+        let best = target(&nodes, &holders, CHUNK, 0, &|n| n != NodeId(4), &mut rng()).expect("one candidate");
         assert_eq!(best.id, NodeId(3));
     }
 

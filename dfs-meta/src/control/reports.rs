@@ -3,7 +3,7 @@
 use dfs_common::{ChunkId, ErrorCode, NodeId, node::NodeState};
 use dfs_proto::status::RpcError;
 
-use super::Handle;
+use super::{Handle, repair::Cause};
 use crate::fsm::{Command, Receipt, Reply};
 
 /// Outcome of a repair job as its source reports it.
@@ -11,14 +11,12 @@ use crate::fsm::{Command, Receipt, Reply};
 pub struct RepairResult {
     /// Number of the job.
     pub job: u64,
-    /// The source.
-    pub node: NodeId,
     /// The chunk.
     pub chunk: ChunkId,
     /// Where it was sent.
     pub target: NodeId,
     /// Why it failed, or `None`.
-    pub failure: Option<(ErrorCode, String)>,
+    pub failure: Option<Cause>,
 }
 
 /// A copy that a reader could not use.
@@ -56,27 +54,34 @@ impl Handle {
         })
     }
 
-    /// A repair job ended.
+    /// Repair jobs of `source` ended. All copies that were made are one command.
     ///
     /// # Errors
-    /// What [`crate::raft::Handle::propose`] says; the job's lease then has it done again.
-    pub async fn repair_result(&self, result: RepairResult) -> Result<(), RpcError> {
-        let RepairResult { job, node, chunk, target, failure } = result;
-        match &failure {
-            None => {
-                // Also for a job that this leader does not know: the copy is there. What was made for a chunk that nobody
-                // references any more is found by the inventory.
-                self.apply(Command::ReplicasAdded { replicas: vec![(chunk, target)] }).await?;
-            }
-            Some((ErrorCode::ChunkMissing, _)) => {
-                self.bad_copy(BadCopy { chunk, node, reason: "no source of a repair".into(), missing: true }).await?;
-            }
-            Some((code, message)) => {
-                tracing::info!(%chunk, source = %node, %target, %code, message, "repair failed, it is tried again");
+    /// What [`crate::raft::Handle::propose`] says; the jobs' lease then has them done again.
+    pub async fn repair_results(&self, source: NodeId, results: Vec<RepairResult>) -> Result<(), RpcError> {
+        // Also for jobs that this leader does not know: the copies are there. What was made for a chunk that nobody
+        // references any more is found by the inventory.
+        let replicas: Vec<_> = results.iter().filter(|r| r.failure.is_none()).map(|r| (r.chunk, r.target)).collect();
+        if !replicas.is_empty() {
+            self.apply(Command::ReplicasAdded { replicas }).await?;
+        }
+        for RepairResult { chunk, target, failure, .. } in &results {
+            match failure {
+                None => {}
+                Some(Cause { code: ErrorCode::ChunkMissing, .. }) => {
+                    let reason = "no source of a repair".into();
+                    self.bad_copy(BadCopy { chunk: *chunk, node: source, reason, missing: true }).await?;
+                }
+                Some(Cause { code, message }) => {
+                    tracing::info!(%chunk, %source, %target, %code, message, "repair failed, it is tried again");
+                }
             }
         }
-        let code = failure.map(|(code, _)| code);
-        self.lead(|soft, now| soft.planner.finish(job, code, now))?;
+        self.lead(|soft, now| {
+            for result in &results {
+                soft.planner.finish(result.job, result.failure.as_ref(), now);
+            }
+        })?;
         self.inner.finished.notify_one();
         Ok(())
     }
@@ -107,14 +112,18 @@ impl Handle {
             }
             Some(_) => tracing::warn!(%chunk, %node, reason, missing, "a copy of a chunk is bad, it is replaced"),
         }
-        if !missing {
-            let quorum = self.inner.raft.peek(|state| state.settings().write_quorum);
-            self.lead(|soft, now| {
+        let quorum = self.inner.raft.peek(|state| state.settings().write_quorum);
+        self.lead(|soft, now| {
+            if !missing {
                 soft.evict(node, chunk, quorum);
-                soft.planner.distrust(chunk, node, now);
-            })?;
-        }
+                soft.planner.distrust(chunk, node, &reason, now);
+            }
+            soft.planner.lost(&[chunk], now);
+            soft.trimmer.forget_all(&[chunk]);
+        })?;
         self.apply(Command::ReplicasLost { node, chunks: vec![chunk] }).await?;
+        // It is replaced from now on, not from the next round on.
+        self.inner.finished.notify_one();
         Ok(())
     }
 }

@@ -10,8 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Handle,
     garbage::{self, Due, Gate, Pinned},
-    placement::Candidate,
-    repair::{Need, Verdict},
+    repair::{self, Need, Verdict, Wanted},
     soft::Soft,
     unix_now_ns,
 };
@@ -29,6 +28,11 @@ const UNKNOWN_BATCH: usize = 1000;
 const BATCHES_MAX: usize = 8;
 /// Chunks of suspect nodes looked at in one round while several are suspect.
 const SUSPECT_WINDOW: usize = 4096;
+/// Chunks in a row for which nothing could be planned because all are busy, after which a round ends: the others wait for the
+/// same nodes.
+const BUSY_MAX: usize = 128;
+/// Over-replicated chunks looked at in one round.
+const TRIM_WINDOW: usize = 512;
 
 /// Runs the control loops until `cancel`. Rests while this node does not lead.
 pub async fn run(handle: Handle, cancel: CancellationToken) {
@@ -90,7 +94,9 @@ impl Handle {
             self.judge(node.id).await?;
         }
         self.expire_sessions().await?;
+        self.expire_repairs(&nodes)?;
         self.plan_repairs()?;
+        self.plan_trims(&nodes)?;
         self.give_up_trash().await?;
         self.release_garbage().await?;
         self.look_up_unknown().await
@@ -114,25 +120,42 @@ impl Handle {
         self.lead(|soft, _| expired.into_iter().for_each(|session| soft.sessions.closed(session)))
     }
 
-    /// Plans copies for what lacks some, the most endangered first. The state's lock is held for two windows of chunks at most.
-    pub(super) fn plan_repairs(&self) -> Result<(), RpcError> {
+    /// Forgets repairs and trims that took too long or rest on nodes that are gone.
+    fn expire_repairs(&self, nodes: &[Node]) -> Result<(), RpcError> {
         let window = self.settings().placement_valid;
-        let reserve = self.settings().reserve_bytes;
         self.lead(|soft, now| {
-            let nodes: Vec<Node> = self.inner.raft.peek(|state| state.nodes().cloned().collect());
-            let candidates = soft.candidates(&nodes, window, now);
+            let candidates = soft.candidates(nodes, window, now);
             for job in soft.planner.expire(now, &candidates) {
                 tracing::info!(chunk = %job.chunk, source = %job.source, target = %job.target, "repair job timed out");
             }
+            soft.trimmer.expire(&candidates, now);
+        })
+    }
+
+    /// Plans copies for what lacks some, the most endangered first. The state's lock is held for two windows of chunks at most.
+    pub(super) fn plan_repairs(&self) -> Result<(), RpcError> {
+        let window = self.settings().placement_valid;
+        self.lead(|soft, now| {
+            let nodes: Vec<Node> = self.inner.raft.peek(|state| state.nodes().cloned().collect());
+            let mut candidates = soft.candidates(&nodes, window, now);
             self.inner.raft.peek(|state| {
-                let replication = state.settings().replication as usize;
+                soft.planner.begin_round(state.repair_limits(), now);
+                let wanted = self.wanted(state);
                 let mut consider = |soft: &mut Soft, chunk: ChunkId| {
                     let need = need(state, chunk)?;
                     let Soft { planner, rng, .. } = soft;
-                    Some(planner.consider(&need, &candidates, replication, reserve, now, rng))
+                    Some(planner.consider(&need, &mut candidates, wanted, now, rng))
                 };
                 scan_under_replicated(soft, state, self.settings().repair.window, &mut consider);
-                scan_suspects(soft, state, &candidates, &mut consider);
+                let suspects: Vec<NodeId> =
+                    nodes.iter().filter(|n| n.state == NodeState::Suspect).map(|n| n.id).collect();
+                scan_suspects(soft, state, &suspects, &mut consider);
+                if state.counters().lacking_copies == 0
+                    && let Some(made) = soft.planner.end_of_repair()
+                {
+                    let repair::progress::Made { chunks, bytes, took } = made;
+                    tracing::info!(copies = chunks, bytes, ?took, "every chunk has all its copies again");
+                }
             });
         })?;
         self.inner.planned.notify_waiters();
@@ -189,6 +212,42 @@ impl Handle {
                 let doomed: u64 = state.doomed_on().map(|(_, on)| on.bytes).sum();
                 lacking.saturating_sub(state.counters().garbage_copy_bytes).saturating_sub(doomed)
             })
+        })
+    }
+
+    /// What repair wants of every chunk.
+    pub(super) fn wanted(&self, state: &State) -> Wanted {
+        Wanted { replication: state.settings().replication as usize, reserve_bytes: self.settings().reserve_bytes }
+    }
+
+    /// Begins to trim chunks that have too many copies, when their nodes have been at rest for the grace time.
+    fn plan_trims(&self, nodes: &[Node]) -> Result<(), RpcError> {
+        let window = self.settings().placement_valid;
+        let grace = self.settings().trim_grace;
+        let rested_since = unix_now_ns().saturating_sub(i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX));
+        self.lead(|soft, now| {
+            if now.saturating_duration_since(soft.since) < grace || !soft.trimmer.has_room() {
+                return;
+            }
+            let is_at_rest = |id: &NodeId| nodes.iter().any(|node| node.id == *id && node.since_ns <= rested_since);
+            self.inner.raft.peek(|state| {
+                if state.counters().over_replicated == 0 {
+                    return;
+                }
+                let candidates = soft.candidates(nodes, window, now);
+                let wanted = state.settings().replication as usize;
+                let mut last = None;
+                let mut looked = 0;
+                for id in state.over_replicated(soft.trimmer.cursor).take(TRIM_WINDOW) {
+                    (last, looked) = (Some(id), looked + 1);
+                    let Some(chunk) = state.chunk(id) else { continue };
+                    let is_busy = soft.planner.is_in_work(id) || soft.is_evicted(id, &chunk.replicas);
+                    if !is_busy && chunk.replicas.iter().all(is_at_rest) {
+                        soft.trimmer.consider(id, &chunk.replicas, &candidates, wanted, now);
+                    }
+                }
+                soft.trimmer.cursor = last.filter(|_| looked == TRIM_WINDOW);
+            });
         })
     }
 
@@ -285,20 +344,33 @@ fn scan_under_replicated(
 ) {
     // Chunks without a live copy come first and cannot be repaired.
     let worst = (0, ChunkId([0xff; 32]));
-    for start in [worst, soft.cursors.repair.unwrap_or(worst)] {
-        let mut last = None;
-        let mut looked = 0;
-        for entry in state.under_replicated(Some(start)).take(window) {
-            if !soft.planner.has_capacity() {
-                return;
-            }
-            consider(soft, entry.1);
-            last = Some(entry);
-            looked += 1;
+    let Some(end) = scan_window(soft, state, worst, window, consider) else { return };
+    let start = soft.cursors.repair.filter(|cursor| *cursor > end).unwrap_or(end);
+    soft.cursors.repair = scan_window(soft, state, start, window, consider);
+}
+
+/// Looks at `window` chunks behind `start`. Returns the last one, or `None` at the end.
+fn scan_window(
+    soft: &mut Soft,
+    state: &State,
+    start: (u32, ChunkId),
+    window: usize,
+    consider: &mut impl FnMut(&mut Soft, ChunkId) -> Option<Verdict>,
+) -> Option<(u32, ChunkId)> {
+    let mut last = None;
+    let (mut looked, mut busy) = (0, 0);
+    for entry in state.under_replicated(Some(start)).take(window) {
+        match consider(soft, entry.1) {
+            Some(Verdict::Busy | Verdict::Throttled) => busy += 1,
+            Some(Verdict::Planned) => busy = 0,
+            Some(_) | None => {}
         }
-        // Behind the end the next round starts over.
-        soft.cursors.repair = last.filter(|_| looked == window);
+        (last, looked) = (Some(entry), looked + 1);
+        if busy >= BUSY_MAX {
+            return last;
+        }
     }
+    last.filter(|_| looked == window)
 }
 
 /// Chunks whose other holders are all suspect have one copy that surely serves. The state counts suspects as copies, so
@@ -306,10 +378,9 @@ fn scan_under_replicated(
 fn scan_suspects(
     soft: &mut Soft,
     state: &State,
-    candidates: &[Candidate],
+    suspects: &[NodeId],
     consider: &mut impl FnMut(&mut Soft, ChunkId) -> Option<Verdict>,
 ) {
-    let suspects: Vec<NodeId> = candidates.iter().filter(|c| c.state == NodeState::Suspect).map(|c| c.id).collect();
     let replication = state.settings().replication as usize;
     if replication < 2 || suspects.len() + 1 < replication {
         soft.cursors.suspects = None;
@@ -348,7 +419,7 @@ fn oldest_trash(state: &State, bytes: u64, limit: usize) -> (Vec<FileId>, u64) {
     (file_ids, found)
 }
 
-fn need(state: &State, chunk: ChunkId) -> Option<Need> {
+pub(super) fn need(state: &State, chunk: ChunkId) -> Option<Need> {
     let found = state.chunk(chunk)?;
-    Some(Need { chunk, length: found.length, sha256: found.sha256, holders: found.replicas.to_vec() })
+    Some(Need { chunk, length: found.length, sha256: found.sha256, holders: found.replicas.clone() })
 }

@@ -41,6 +41,9 @@ pub struct Settings {
     pub placement_valid: Duration,
     /// Bytes of a storage node that placement leaves free, above what the node itself keeps back.
     pub reserve_bytes: u64,
+    /// How long a storage node must have been in its state before a copy that is one too many is dropped because of it:
+    /// who came back may leave again.
+    pub trim_grace: Duration,
     /// Limits of repair.
     pub repair: RepairSettings,
 }
@@ -48,11 +51,12 @@ pub struct Settings {
 /// Limits of repair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepairSettings {
-    /// Jobs at work at one source.
-    pub per_source: usize,
-    /// Jobs at work towards one target.
-    pub per_target: usize,
-    /// Jobs at work altogether.
+    /// Jobs that one source has, in work and waiting, of each kind (endangered or not). Enough that a source of small
+    /// chunks does not run dry between two heartbeats; what it works on at once is limited by streams.
+    pub queue_jobs: usize,
+    /// Bytes of these jobs.
+    pub queue_bytes: u64,
+    /// Jobs altogether; bounds the leader's memory.
     pub total: usize,
     /// A job without a result is issued again after this time.
     pub lease: Duration,
@@ -70,14 +74,14 @@ pub struct RepairSettings {
 impl Default for RepairSettings {
     fn default() -> Self {
         Self {
-            per_source: 4,
-            per_target: 4,
-            total: 64,
+            queue_jobs: 512,
+            queue_bytes: 64 << 20,
+            total: 65_536,
             lease: Duration::from_secs(30),
             fresh: Duration::from_secs(5),
             backoff: Duration::from_secs(5),
             backoff_max: Duration::from_secs(300),
-            window: 512,
+            window: 1024,
         }
     }
 }
@@ -101,6 +105,7 @@ impl Default for Settings {
             trash_spare: 50,
             placement_valid: Duration::from_secs(10),
             reserve_bytes: 0,
+            trim_grace: Duration::from_secs(60),
             repair: RepairSettings::default(),
         }
     }

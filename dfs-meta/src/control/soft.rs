@@ -18,6 +18,7 @@ use super::{
     repair::Planner,
     sessions::Sessions,
     settings::Settings,
+    trim::Trimmer,
 };
 use crate::fsm::Node;
 
@@ -53,6 +54,7 @@ pub(super) struct Soft {
     pub(super) sessions: Sessions,
     pub(super) outstanding: Outstanding,
     pub(super) planner: Planner,
+    pub(super) trimmer: Trimmer,
     pub(super) unknown: UnknownChunks,
     pub(super) inventories: Inventories,
     pub(super) reports: HashMap<NodeId, Report>,
@@ -77,7 +79,8 @@ impl Soft {
             detector: Detector::new(timing, now),
             sessions: Sessions::new(settings.session_lease, now),
             outstanding: Outstanding::default(),
-            planner: Planner::new(settings.repair.clone(), term),
+            planner: Planner::new(settings.repair.clone(), term, now),
+            trimmer: Trimmer::default(),
             unknown: UnknownChunks::default(),
             inventories: Inventories::new(term << 32),
             reports: HashMap::new(),
@@ -105,7 +108,8 @@ impl Soft {
                     used_bytes: figures.used_bytes,
                     outstanding_bytes: self.outstanding.bytes(node.id, window, now),
                     active_streams: self.reports.get(&node.id).map_or(0, |report| report.active_streams),
-                    recently_failed: self.detector.recently_accused(node.id, now),
+                    recently_failed: self.detector.recently_accused(node.id, now)
+                        || self.detector.is_held_down(node.id, now),
                 }
             })
             .collect()

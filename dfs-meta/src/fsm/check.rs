@@ -267,6 +267,8 @@ impl Check<'_> {
         self.require(said == counted, || format!("figures {said:?}, counted {counted:?}"));
         let is_ordered = self.state.endangered == recounted.endangered;
         self.require(is_ordered, || "the order of danger is wrong".to_owned());
+        let is_indexed = self.state.excessive == recounted.excessive;
+        self.require(is_indexed, || "chunks with too many copies are not indexed".to_owned());
         self.require(said.chunks == said.full + said.under_replicated + said.missing, || format!("{said:?}"));
     }
 

@@ -7,7 +7,7 @@
 use dfs_common::{ChunkId, ErrorCode, FileId, NodeId, layout::Replicas, node::NodeState};
 
 use super::{
-    command::{Outcome, Receipt, Refusal, Reply, Settings},
+    command::{Outcome, Receipt, Refusal, RepairLimits, Reply, Settings},
     record::{Chunk, Counters, counts_as_live},
     state::State,
 };
@@ -41,6 +41,10 @@ impl Standing {
         self.wanted && self.live < wanted
     }
 
+    fn is_excessive(self, wanted: u32) -> bool {
+        self.published && self.live > wanted
+    }
+
     /// Enters the chunk into the figures, or takes it out.
     fn count(self, counters: &mut Counters, wanted: u32, enter: bool) {
         let change = |figure: &mut u64, by: u64| {
@@ -70,11 +74,17 @@ impl Standing {
             change(&mut counters.chunks, 1);
             change(&mut counters.published_bytes, self.length);
             match self.live {
-                live if live >= wanted => change(&mut counters.full, 1),
+                live if live >= wanted => {
+                    change(&mut counters.full, 1);
+                    change(&mut counters.over_replicated, u64::from(live > wanted));
+                }
                 0 => change(&mut counters.missing, 1),
                 live => {
+                    let lacking = u64::from(wanted - live);
                     change(&mut counters.under_replicated, 1);
                     change(&mut counters.endangered, u64::from(live == 1));
+                    change(&mut counters.lacking_copies, lacking);
+                    change(&mut counters.lacking_bytes, lacking * self.length);
                 }
             }
         }
@@ -107,6 +117,11 @@ impl State {
             }
             if after.is_short(wanted) {
                 self.endangered.insert((after.live, id));
+            }
+            match (before.is_excessive(wanted), after.is_excessive(wanted)) {
+                (false, true) => drop(self.excessive.insert(id)),
+                (true, false) => drop(self.excessive.remove(&id)),
+                (false, false) | (true, true) => {}
             }
         }
         has_none
@@ -231,13 +246,34 @@ impl State {
         let wanted = self.settings.replication;
         self.counters = Counters::default();
         self.endangered.clear();
+        self.excessive.clear();
         for (id, chunk) in &self.chunks {
             let standing = Standing::of(chunk);
             standing.count(&mut self.counters, wanted, true);
             if standing.is_short(wanted) {
                 self.endangered.insert((chunk.live, *id));
             }
+            if standing.is_excessive(wanted) {
+                self.excessive.insert(*id);
+            }
         }
+    }
+
+    /// What the administrator asks for, if it makes sense.
+    pub(super) fn set_repair_limits(&mut self, limits: RepairLimits) -> Outcome {
+        let RepairLimits { streams_per_node, streams_total, .. } = limits;
+        let sane = (1..=RepairLimits::STREAMS_PER_NODE_MAX).contains(&streams_per_node)
+            && (1..=RepairLimits::STREAMS_TOTAL_MAX).contains(&streams_total);
+        if !sane {
+            let message = format!(
+                "{streams_per_node} streams of a node and {streams_total} in all: at least 1, at most {} and {}",
+                RepairLimits::STREAMS_PER_NODE_MAX,
+                RepairLimits::STREAMS_TOTAL_MAX
+            );
+            return Err(Refusal::new(ErrorCode::InvalidArgument, message));
+        }
+        self.repair_limits = limits;
+        Ok(Reply::Done)
     }
 }
 

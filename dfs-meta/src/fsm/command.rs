@@ -39,6 +39,32 @@ impl Default for Settings {
     }
 }
 
+/// Limits of repair that an administrator changes while everything runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RepairLimits {
+    /// Copies that one storage node sends at once, each of 4 MiB; smaller ones share a stream. What is endangered has as
+    /// many of its own.
+    pub streams_per_node: u32,
+    /// The same over all nodes.
+    pub streams_total: u32,
+    /// Bytes a second over all nodes; 0 for no limit. What is endangered is outside of it.
+    pub bytes_per_s: u64,
+}
+
+impl RepairLimits {
+    /// Most streams of a node: each costs memory for a chunk at both ends.
+    pub const STREAMS_PER_NODE_MAX: u32 = 64;
+    /// Most streams in all.
+    pub const STREAMS_TOTAL_MAX: u32 = 65_536;
+}
+
+impl Default for RepairLimits {
+    /// As fast as disks and networks allow: until it is done, the next failure costs more than the load does.
+    fn default() -> Self {
+        Self { streams_per_node: 4, streams_total: 1024, bytes_per_s: 0 }
+    }
+}
+
 /// A change of the state.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Command {
@@ -154,6 +180,11 @@ pub enum Command {
     DropTrash {
         /// Which; those that are not in the trash are skipped.
         file_ids: Vec<FileId>,
+    },
+    /// An administrator changes the limits of repair.
+    SetRepairLimits {
+        /// The new ones.
+        limits: RepairLimits,
     },
 }
 

@@ -7,7 +7,7 @@ use dfs_common::{
 };
 
 use super::{
-    command::Settings,
+    command::{RepairLimits, Settings},
     name::{EntryRef, Name},
     record::{Body, Chunk, Counters, DoomedOn, Node, Pending, Session},
     state::State,
@@ -57,6 +57,12 @@ impl State {
     #[must_use]
     pub fn settings(&self) -> Settings {
         self.settings
+    }
+
+    /// Limits of repair.
+    #[must_use]
+    pub fn repair_limits(&self) -> RepairLimits {
+        self.repair_limits
     }
 
     /// All figures, O(1).
@@ -274,6 +280,12 @@ impl State {
     pub fn under_replicated(&self, after: Option<(u32, ChunkId)>) -> impl Iterator<Item = (u32, ChunkId)> + '_ {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.endangered.range::<_, (u32, ChunkId)>((start, Bound::Unbounded)).copied()
+    }
+
+    /// Published chunks with more live copies than wanted, in order, behind `after`.
+    pub fn over_replicated(&self, after: Option<ChunkId>) -> impl Iterator<Item = ChunkId> + '_ {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.excessive.range::<_, ChunkId>((start, Bound::Unbounded)).copied()
     }
 
     /// Referenced chunks that a node holds according to the records, in order, behind `after`.

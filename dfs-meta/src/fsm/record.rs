@@ -306,4 +306,10 @@ pub struct Counters {
     pub missing: u64,
     /// Bytes of the chunks that current versions list, one copy counted.
     pub published_bytes: u64,
+    /// Those of `full` with more live copies than wanted.
+    pub over_replicated: u64,
+    /// Copies that `under_replicated` and `endangered` chunks lack together.
+    pub lacking_copies: u64,
+    /// Bytes of these copies.
+    pub lacking_bytes: u64,
 }

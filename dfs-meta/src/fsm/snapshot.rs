@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::{
-    command::{Outcome, Settings},
+    command::{Outcome, RepairLimits, Settings},
     name::Name,
     record::{Body, Chunk, Inode, Node, Origin, Pending, Session, Trashed, Unpublished, Version, counts_as_live},
     state::State,
@@ -160,6 +160,7 @@ enum Record {
         ino: InodeId,
         origin: Origin,
     },
+    RepairLimits(RepairLimits),
 }
 
 struct Output<W: Write> {
@@ -207,6 +208,7 @@ impl State {
             next_node: self.next_node,
             trash_retention_ns: self.trash_retention_ns,
         })?;
+        out.put(&Record::RepairLimits(self.repair_limits))?;
         for node in self.nodes.values() {
             out.put(&Record::Node(Arc::clone(node)))?;
         }
@@ -417,6 +419,10 @@ impl Input {
             Record::Doomed { node, chunks } => {
                 ensure(state.nodes.contains_key(&node), "doomed copies without their node")?;
                 chunks.into_iter().for_each(|(chunk, length)| state.add_doomed(node, chunk, length));
+                Ok(())
+            }
+            Record::RepairLimits(limits) => {
+                state.repair_limits = limits;
                 Ok(())
             }
             Record::End { .. } => Ok(()),

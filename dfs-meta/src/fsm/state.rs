@@ -9,7 +9,7 @@ use dfs_common::{Attr, ChunkId, ClusterId, ErrorCode, FileId, FileKind, InodeId,
 use imbl::{OrdMap, OrdSet};
 
 use super::{
-    command::{Batch, Command, Op, Outcome, Refusal, Reply, Settings},
+    command::{Batch, Command, Op, Outcome, Refusal, RepairLimits, Reply, Settings},
     name::Name,
     record::{Body, Chunk, Counters, DoomedOn, Inode, Node, Origin, Pending, Session, Trashed, Unpublished, Version},
     trash::Cursor,
@@ -20,6 +20,7 @@ use super::{
 pub struct State {
     pub(super) cluster_id: Option<ClusterId>,
     pub(super) settings: Settings,
+    pub(super) repair_limits: RepairLimits,
     pub(super) next_ino: u64,
     pub(super) next_session: u64,
     pub(super) next_node: u32,
@@ -63,6 +64,8 @@ pub struct State {
     pub(super) doomed_on: OrdMap<NodeId, DoomedOn>,
     /// Index: published and trashed chunks with fewer live copies than wanted, by live copies.
     pub(super) endangered: OrdSet<(u32, ChunkId)>,
+    /// Index: published chunks with more live copies than wanted.
+    pub(super) excessive: OrdSet<ChunkId>,
 
     pub(super) nodes: OrdMap<NodeId, Arc<Node>>,
     /// Index of `nodes`.
@@ -102,6 +105,7 @@ impl State {
         Self {
             cluster_id: None,
             settings: Settings::default(),
+            repair_limits: RepairLimits::default(),
             next_ino: InodeId::ROOT.0 + 1,
             next_session: 1,
             next_node: 1,
@@ -126,6 +130,7 @@ impl State {
             doomed: OrdMap::new(),
             doomed_on: OrdMap::new(),
             endangered: OrdSet::new(),
+            excessive: OrdSet::new(),
             nodes: OrdMap::new(),
             nodes_by_uuid: OrdMap::new(),
             sessions: OrdMap::new(),
@@ -176,6 +181,7 @@ impl State {
             Command::DoomUnknown { node, chunks } => self.doom_unknown(*node, chunks),
             Command::SetTrashRetention { retention_ns } => self.set_trash_retention(*retention_ns),
             Command::DropTrash { file_ids } => Ok(self.drop_trash(file_ids)),
+            Command::SetRepairLimits { limits } => self.set_repair_limits(*limits),
         }
     }
 

@@ -7,7 +7,7 @@ use dfs_proto::{
     v1,
 };
 
-use super::{Service, session::millis, trash::retention_ms};
+use super::{Service, repair::figures_to_wire, session::millis, trash::retention_ms};
 use crate::{
     control::{Held, NodeFigures},
     fsm::{Counters, DoomedOn, Node},
@@ -31,10 +31,11 @@ impl Service {
         let members = self.raft.members();
         let leader = members.iter().find(|m| m.leader).map(|m| m.member.name.clone()).unwrap_or_default();
         let tunables = self.control.settings();
-        let repair_active = self.control.repairs_active()? as u64;
         let held = self.control.held()?;
         let client = held.holder.and_then(|id| self.raft.peek(|s| s.session(id).map(|s| s.description.clone())));
         let space_held = space_to_wire(counters, retention_ms, &held, client, doomed_to_wire(&doomed, &nodes));
+        let repair = self.control.repair_figures(&counters)?;
+        let repair_active = repair.active;
         Ok(v1::ClusterStatusResponse {
             space_held: Some(space_held),
             cluster_id: cluster_id.map(|id| id_bytes(id.as_bytes())).unwrap_or_default(),
@@ -49,6 +50,7 @@ impl Service {
             garbage_chunks: counters.garbage_chunks,
             repair_queue: counters.under_replicated.saturating_sub(repair_active),
             repair_active,
+            repair: Some(figures_to_wire(repair)),
             detector: Some(v1::DetectorSettings {
                 suspect_ms: millis(tunables.suspect),
                 dead_ms: millis(tunables.dead),
@@ -118,7 +120,7 @@ fn node_to_wire(node: &Node, figures: NodeFigures) -> v1::NodeStatus {
     }
 }
 
-fn chunks_to_wire(counters: Counters) -> v1::ChunkCounts {
+pub(super) fn chunks_to_wire(counters: Counters) -> v1::ChunkCounts {
     v1::ChunkCounts {
         total: counters.chunks,
         full: counters.full,

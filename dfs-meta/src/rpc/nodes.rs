@@ -18,6 +18,7 @@ use crate::{
     control::{
         heartbeat::{Heartbeat, Orders, Registration},
         inventory::{Held, Page},
+        repair::Cause,
         reports::RepairResult,
     },
     fsm::Receipt,
@@ -29,6 +30,8 @@ const TEXT_MAX: usize = 255;
 const REPLICAS_MAX: usize = 16;
 /// Longest message of a failed repair that is kept, characters.
 const MESSAGE_MAX: usize = 512;
+/// Outcomes in one report of a source.
+const OUTCOMES_MAX: usize = 4096;
 
 impl Service {
     pub(super) async fn handle_register_node(
@@ -87,18 +90,11 @@ impl Service {
         &self,
         request: v1::ReportRepairResultRequest,
     ) -> Result<v1::ReportRepairResultResponse, RpcError> {
-        let failure = (!request.ok).then(|| {
-            let code = ErrorCode::from_wire(request.code).unwrap_or(ErrorCode::Io);
-            (code, request.message.chars().filter(|c| !c.is_control()).take(MESSAGE_MAX).collect())
-        });
-        let result = RepairResult {
-            job: request.job_id,
-            node: NodeId(request.node_id),
-            chunk: convert::chunk_id(&request.chunk_id)?,
-            target: NodeId(request.target),
-            failure,
-        };
-        self.control.repair_result(result).await?;
+        if request.outcomes.len() > OUTCOMES_MAX {
+            return Err(invalid(format!("{} outcomes in one report, at most {OUTCOMES_MAX}", request.outcomes.len())));
+        }
+        let results = request.outcomes.into_iter().map(outcome).collect::<Result<_, _>>()?;
+        self.control.repair_results(NodeId(request.node_id), results).await?;
         Ok(v1::ReportRepairResultResponse {})
     }
 
@@ -126,6 +122,8 @@ impl Service {
             }),
             more: orders.more,
             leader_term: orders.term,
+            confirm: orders.confirm.iter().map(|chunk| id_bytes(chunk.as_bytes())).collect(),
+            repair_streams: orders.streams,
         }
     }
 }
@@ -169,6 +167,7 @@ fn heartbeat(request: v1::HeartbeatRequest) -> Result<Heartbeat, RpcError> {
         unreachable: request.unreachable.into_iter().map(NodeId).collect(),
         seq: request.inventory_seq,
         page,
+        confirmed: chunk_ids(&request.confirmed)?,
     })
 }
 
@@ -179,6 +178,15 @@ fn held(wire: Vec<v1::HeldChunk>) -> Result<Vec<Held>, RpcError> {
             Ok(Held { chunk, file: convert::file_id(&held.file_id)?, length: held.length })
         })
         .collect()
+}
+
+fn outcome(wire: v1::RepairOutcome) -> Result<RepairResult, RpcError> {
+    let failure = (wire.code != 0).then(|| Cause {
+        code: ErrorCode::from_wire(wire.code).unwrap_or(ErrorCode::Io),
+        message: wire.message.chars().filter(|c| !c.is_control()).take(MESSAGE_MAX).collect(),
+    });
+    let chunk = convert::chunk_id(&wire.chunk_id)?;
+    Ok(RepairResult { job: wire.job_id, chunk, target: NodeId(wire.target), failure })
 }
 
 fn chunk_ids(wire: &[Bytes]) -> Result<Vec<ChunkId>, RpcError> {

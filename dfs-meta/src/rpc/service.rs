@@ -64,5 +64,9 @@ impl AdminService for Service {
         list_trash(ListTrashRequest) -> ListTrashResponse => handle_list_trash;
         empty_trash(EmptyTrashRequest) -> EmptyTrashResponse => handle_empty_trash;
         trash_retention(TrashRetentionRequest) -> TrashRetentionResponse => handle_trash_retention;
+        repair_status(RepairStatusRequest) -> RepairStatusResponse => handle_repair_status;
+        repair_queue(RepairQueueRequest) -> RepairQueueResponse => handle_repair_queue;
+        repair_now(RepairNowRequest) -> RepairNowResponse => handle_repair_now;
+        set_repair_limits(SetRepairLimitsRequest) -> SetRepairLimitsResponse => handle_set_repair_limits;
     }
 }

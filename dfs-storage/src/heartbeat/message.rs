@@ -65,6 +65,7 @@ pub(super) fn heartbeat(
         inventory_seq: difference.seq,
         active_streams: node.counters.streams.load(Ordering::Relaxed),
         inventory,
+        confirmed: vec![],
     })
 }
 

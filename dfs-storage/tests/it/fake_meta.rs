@@ -23,7 +23,7 @@ pub(crate) struct State {
     pub(crate) goodbyes: Vec<v1::DeregisterNodeRequest>,
     pub(crate) heartbeats: Vec<v1::HeartbeatRequest>,
     pub(crate) receipts: Vec<v1::ChunkReceipt>,
-    pub(crate) repairs: Vec<v1::ReportRepairResultRequest>,
+    pub(crate) repairs: Vec<v1::RepairOutcome>,
     pub(crate) corruptions: Vec<v1::ReportCorruptionRequest>,
     /// Given out with the next heartbeats, one each.
     pub(crate) answers: VecDeque<v1::HeartbeatResponse>,
@@ -133,7 +133,7 @@ macro_rules! unused {
                 &self,
                 request: Request<v1::ReportRepairResultRequest>,
             ) -> Result<Response<v1::ReportRepairResultResponse>, Status> {
-                self.led()?.repairs.push(request.into_inner());
+                self.led()?.repairs.extend(request.into_inner().outcomes);
                 Ok(Response::new(Default::default()))
             }
 

@@ -203,11 +203,11 @@ async fn repairs_copy_and_report() {
     }
     for id in [11, 12] {
         let report = meta.with(|state| done(state, id)).expect("waited for");
-        assert!(report.ok && report.bytes == 3_000_000 && report.target == 2, "{report:?}");
+        assert!(report.code == 0 && report.target == 2, "{report:?}");
     }
     for (id, code) in [(13, ErrorCode::Corrupt), (14, ErrorCode::Indeterminate), (15, ErrorCode::ChunkMissing)] {
         let report = meta.with(|state| done(state, id)).expect("waited for");
-        assert!(!report.ok && report.code == code as u32, "{report:?}");
+        assert!(report.code == code as u32, "{report:?}");
     }
     assert!(target.get(chunk_id(1), 0, 0).await.expect("copied").1 == data);
     assert!(!target.file(chunk_id(3)).exists(), "a bad copy is not spread");
@@ -219,6 +219,35 @@ async fn repairs_copy_and_report() {
         })
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_whole_copies_are_confirmed() {
+    let (meta, address) = FakeMeta::start().await;
+    let node = registered(&meta, address).await;
+    let data = content(3_000_000, 1);
+    for n in 1..=3 {
+        node.put_as_member(n, &data).await;
+    }
+    let spoiled = node.file(chunk_id(2));
+    let mut bytes = std::fs::read(&spoiled).expect("read");
+    bytes[2_000_000] ^= 1;
+    std::fs::write(&spoiled, bytes).expect("write");
+    let wire = |n| id_bytes(chunk_id(n).as_bytes());
+    let confirm = vec![wire(1), wire(2), wire(3), wire(999), wire(1)];
+    answer(&meta, HeartbeatResponse { confirm, ..Default::default() });
+    let told = |state: &mut crate::fake_meta::State, id: &bytes::Bytes| {
+        state.heartbeats.iter().filter(|beat| beat.confirmed.contains(id)).count()
+    };
+    eventually("confirmed", || meta.with(|state| told(state, &wire(1)) == 1 && told(state, &wire(3)) == 1)).await;
+    eventually("the others are reported", || {
+        meta.with(|state| {
+            state.corruptions.iter().any(|report| report.chunk_id == wire(2))
+                && state.heartbeats.iter().any(|beat| beat.removed == [wire(999)])
+        })
+    })
+    .await;
+    assert_eq!(meta.with(|state| told(state, &wire(2)) + told(state, &wire(999))), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

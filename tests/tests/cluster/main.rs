@@ -17,6 +17,7 @@ mod names;
 mod read_only;
 mod refuse;
 mod rename;
+mod repair;
 mod restart;
 mod trash;
 mod two_mounts;

@@ -31,6 +31,17 @@ fn need(n: u8, holders: &[u32]) -> Need {
     Need { chunk: chunk(n), length: LENGTH, sha256: [0; 32], holders: holders.iter().copied().map(NodeId).collect() }
 }
 
+const WANTED: Wanted = Wanted { replication: 3, reserve_bytes: 0 };
+
+fn cause(code: ErrorCode) -> Cause {
+    Cause { code, message: format!("because of {code}") }
+}
+
+/// Four large chunks are as much as a node may have to send.
+fn settings() -> RepairSettings {
+    RepairSettings { queue_bytes: 4 * u64::from(LENGTH), ..RepairSettings::default() }
+}
+
 struct Bench {
     planner: Planner,
     nodes: Vec<Candidate>,
@@ -41,12 +52,17 @@ struct Bench {
 impl Bench {
     fn new(states: &[NodeState]) -> Self {
         let nodes = (1..).zip(states).map(|(id, state)| node(id, *state)).collect();
-        let planner = Planner::new(RepairSettings::default(), 3);
-        Self { planner, nodes, now: Instant::now(), rng: StdRng::seed_from_u64(5) }
+        let now = Instant::now();
+        let planner = Planner::new(settings(), 3, now);
+        Self { planner, nodes, now, rng: StdRng::seed_from_u64(5) }
     }
 
     fn consider(&mut self, need: &Need) -> Verdict {
-        self.planner.consider(need, &self.nodes, 3, 0, self.now, &mut self.rng)
+        self.planner.consider(need, &mut self.nodes, WANTED, self.now, &mut self.rng)
+    }
+
+    fn limit(&mut self, limits: RepairLimits) {
+        self.planner.begin_round(limits, self.now);
     }
 
     fn pass(&mut self, seconds: u64) -> Vec<Job> {
@@ -88,18 +104,105 @@ fn a_fresh_chunk_gets_time_for_its_late_copy() {
 }
 
 #[test]
-fn limits_per_source_target_and_total_hold() {
+fn a_source_and_a_target_have_only_so_much_to_do() {
+    let mut bench = Bench::new(&[Alive, Alive, Dead, Alive]);
+    for n in 0..8 {
+        assert_eq!(bench.consider(&need(n, &[1, 2, 3])), Verdict::Planned);
+    }
+    assert_eq!(bench.planner.loads.sending(NodeId(1)), bench.planner.loads.sending(NodeId(2)), "spread over both");
+    assert_eq!(bench.consider(&need(9, &[1, 2, 3])), Verdict::Busy);
+    bench.nodes[3].capacity_bytes = 0;
+    bench.planner.jobs().map(|job| job.id).collect::<Vec<_>>().into_iter().for_each(|id| {
+        bench.planner.finish(id, None, bench.now);
+    });
+    assert_eq!(bench.consider(&need(9, &[1, 2, 3])), Verdict::NoTarget, "the only other node is full");
+    assert_eq!((bench.planner.active(), bench.planner.loads.sources()), (0, 0));
+}
+
+#[test]
+fn endangered_chunks_pass_by_what_holds_the_others_back() {
+    let mut bench = Bench::new(&[Alive, Alive, Dead, Alive, Dead]);
+    bench.limit(RepairLimits { bytes_per_s: 1000, ..RepairLimits::default() });
+    assert_eq!(bench.consider(&need(1, &[1, 2, 3])), Verdict::Throttled);
+    for n in 10..14 {
+        assert_eq!(bench.consider(&need(n, &[1, 3, 5])), Verdict::Planned);
+    }
+    assert!(bench.planner.jobs().all(|job| job.urgent && job.copies == 1));
+    assert_eq!(bench.consider(&need(14, &[1, 3, 5])), Verdict::Busy, "bounded, too");
+    bench.limit(RepairLimits::default());
+    assert_eq!(bench.consider(&need(1, &[1, 2, 3])), Verdict::Planned, "what is urgent does not take its room");
+    // Its job still waits for a heartbeat when the chunk loses another copy.
+    assert_eq!(bench.consider(&need(2, &[1, 2, 3])), Verdict::Planned);
+    bench.nodes[1].state = Dead;
+    assert_eq!(bench.consider(&need(2, &[1, 2, 3])), Verdict::InWork);
+    assert!(bench.planner.job_of(chunk(2)).is_some_and(|job| job.urgent));
+    let order: Vec<bool> = bench.planner.issue(NodeId(1), bench.now, |_| true).iter().map(|job| job.urgent).collect();
+    assert!(order.is_sorted_by(|a, b| a >= b) && order[0], "{order:?}");
+}
+
+#[test]
+fn limits_are_in_force_from_the_next_round_on() {
+    let mut bench = Bench::new(&[Alive, Alive, Dead, Alive]);
+    assert_eq!(bench.planner.streams(), 4);
+    bench.limit(RepairLimits { streams_per_node: 6, streams_total: 1, bytes_per_s: u64::from(LENGTH) });
+    assert_eq!(bench.consider(&need(1, &[1, 2, 3])), Verdict::Throttled, "nothing is saved up at first");
+    bench.pass(1);
+    bench.limit(RepairLimits { streams_per_node: 6, streams_total: 1, bytes_per_s: u64::from(LENGTH) });
+    assert_eq!(bench.consider(&need(1, &[1, 2, 3])), Verdict::Planned);
+    assert_eq!(bench.consider(&need(2, &[1, 2, 3])), Verdict::Throttled);
+    bench.limit(RepairLimits { streams_per_node: 6, streams_total: 1, bytes_per_s: 0 });
+    for n in 2..5 {
+        assert_eq!(bench.consider(&need(n, &[1, 2, 3])), Verdict::Planned);
+    }
+    assert_eq!(bench.planner.loads.sources(), 1, "one stream, one source");
+    assert_eq!(bench.planner.streams(), 1);
+    bench.limit(RepairLimits { streams_per_node: 6, streams_total: 12, bytes_per_s: 0 });
+    assert_eq!(bench.consider(&need(6, &[1, 2, 3])), Verdict::Planned);
+    assert_eq!(bench.planner.streams(), 6);
+}
+
+#[test]
+fn a_source_that_is_late_gets_less_at_once_until_it_is_in_time_again() {
     let mut bench = Bench::new(&[Alive, Dead, Alive]);
-    for n in 0..4 {
-        assert_eq!(bench.consider(&need(n, &[1, 2])), Verdict::Planned);
+    let plan = |bench: &mut Bench| (0..9).filter(|n| bench.consider(&need(*n, &[1, 2])) == Verdict::Planned).count();
+    assert_eq!(plan(&mut bench), 4);
+    bench.planner.issue(NodeId(1), bench.now, |_| true);
+    assert_eq!(bench.pass(31).len(), 4);
+    bench.pass(400);
+    assert_eq!(plan(&mut bench), 1);
+    for planned in [2, 3, 4, 4] {
+        let ids: Vec<u64> = bench.planner.jobs().map(|job| job.id).collect();
+        bench.planner.finish(ids[0], None, bench.now);
+        ids[1..].iter().for_each(|id| drop(bench.planner.remove(*id)));
+        assert_eq!(plan(&mut bench), planned);
     }
-    assert_eq!(bench.consider(&need(9, &[1, 2])), Verdict::Busy);
-    let mut bench = Bench::new(&[Alive, Dead, Alive, Alive]);
-    bench.nodes[2].capacity_bytes = 0;
-    for n in 0..4 {
-        assert_eq!(bench.consider(&need(n, &[1, 2])), Verdict::Planned);
-    }
-    assert_eq!(bench.consider(&need(9, &[1, 2, 3])), Verdict::NoTarget, "the only other node has its four");
+}
+
+#[test]
+fn causes_are_kept_until_they_are_forgiven() {
+    let mut bench = Bench::new(&[Alive, Dead, Alive]);
+    let need = need(1, &[1, 2]);
+    bench.consider(&need);
+    let id = bench.planner.job_of(chunk(1)).expect("planned").id;
+    bench.planner.finish(id, Some(&cause(ErrorCode::NoSpace)), bench.now);
+    assert_eq!(bench.consider(&need), Verdict::Paused);
+    let failure = bench.planner.failure(chunk(1), bench.now).expect("kept");
+    assert_eq!((failure.failures, failure.cause), (1, cause(ErrorCode::NoSpace)));
+    assert_eq!(bench.planner.failures(10, bench.now).len(), 2, "for the source and the target");
+    bench.planner.distrust(chunk(1), NodeId(3), "bad", bench.now);
+    assert_eq!(bench.planner.forgive(&[], bench.now, |_, node| node == NodeId(3)), 1);
+    assert_eq!(bench.consider(&need), Verdict::Paused, "a bad copy is still there");
+    assert_eq!(bench.planner.forgive(&[chunk(1)], bench.now, |_, _| false), 1);
+    assert_eq!(bench.consider(&need), Verdict::Planned);
+}
+
+#[test]
+fn a_chunk_that_lost_a_copy_is_not_taken_for_a_fresh_one() {
+    let mut bench = Bench::new(&[Alive; 4]);
+    bench.now += Duration::from_secs(100);
+    bench.planner.lost(&[chunk(1)], bench.now);
+    assert_eq!(bench.consider(&need(1, &[1, 2])), Verdict::Planned);
+    assert_eq!(bench.consider(&need(2, &[1, 2])), Verdict::Fresh);
 }
 
 #[test]
@@ -111,13 +214,13 @@ fn a_lost_job_is_issued_again_and_a_failed_target_gets_a_pause() {
     assert!(bench.planner.issue(NodeId(1), bench.now, |_| true).is_empty(), "issued once");
     assert!(bench.pass(30).is_empty());
     assert_eq!(bench.pass(1).len(), 1, "its lease ended");
-    assert_eq!(bench.consider(&need), Verdict::NoTarget, "the only target has a pause");
+    assert_eq!(bench.consider(&need), Verdict::Paused, "the only target has a pause");
     bench.pass(5);
     assert_eq!(bench.consider(&need), Verdict::Planned);
     let id = bench.planner.jobs().next().expect("planned").id;
-    assert!(bench.planner.finish(id, Some(ErrorCode::NoSpace), bench.now).is_some());
+    assert!(bench.planner.finish(id, Some(&cause(ErrorCode::NoSpace)), bench.now).is_some());
     bench.pass(6);
-    assert_eq!(bench.consider(&need), Verdict::NoTarget, "the second pause is longer");
+    assert_eq!(bench.consider(&need), Verdict::Paused, "the second pause is longer");
     bench.pass(5);
     assert_eq!(bench.consider(&need), Verdict::Planned);
 }
@@ -185,11 +288,15 @@ impl Simulation {
         for need in &needs {
             self.bench.consider(need);
         }
-        let settings = RepairSettings::default();
-        assert!(self.bench.planner.active() <= settings.total);
+        let bytes_max = settings().queue_bytes;
         for node in &self.bench.nodes {
-            assert!(self.bench.planner.count(|j| j.source == node.id) <= settings.per_source);
-            assert!(self.bench.planner.count(|j| j.target == node.id) <= settings.per_target);
+            let bytes = |which: &dyn Fn(&&Job) -> bool| {
+                self.bench.planner.jobs().filter(which).map(|job| u64::from(job.length)).sum::<u64>()
+            };
+            assert!(bytes(&|j| j.source == node.id && !j.urgent) <= bytes_max);
+            assert!(bytes(&|j| j.source == node.id) <= bytes_max * 2);
+            assert!(bytes(&|j| j.target == node.id) <= bytes_max * 4);
+            assert_eq!(bytes(&|j| j.source == node.id), self.bench.planner.loads.sending(node.id));
         }
         let alive: Vec<NodeId> = self.bench.nodes.iter().filter(|n| n.state == Alive).map(|n| n.id).collect();
         for source in alive {
@@ -209,7 +316,7 @@ impl Simulation {
                 self.bench.planner.finish(job.id, None, self.bench.now);
             }
             1 => {
-                self.bench.planner.finish(job.id, Some(ErrorCode::Unavailable), self.bench.now);
+                self.bench.planner.finish(job.id, Some(&cause(ErrorCode::Unavailable)), self.bench.now);
             }
             2 => {
                 // Copied, but the answer is lost.

@@ -1,9 +1,9 @@
 //! References, receipts, garbage, doom, danger.
 
-use dfs_common::{ChunkId, FileId, NodeId, node::NodeState};
+use dfs_common::{ChunkId, ErrorCode, FileId, NodeId, node::NodeState};
 
 use super::{
-    super::{Command, Reply},
+    super::{Command, RepairLimits, Reply},
     lab::*,
 };
 
@@ -152,4 +152,53 @@ fn garbage_is_not_repaired() {
     assert_eq!(lab.state.under_replicated(None).count(), 0);
     assert_eq!(lab.state.counters().chunks, 0);
     assert_eq!(lab.state.counters().garbage_chunks, 1);
+}
+
+#[test]
+fn chunks_with_too_many_copies_are_indexed_while_they_are_published() {
+    let mut lab = Lab::new();
+    let s = lab.session(1);
+    lab.publish(s, ROOT, "f", &[1, 2]);
+    let excessive = |lab: &Lab| lab.state.over_replicated(None).map(|id| id.0[0]).collect::<Vec<_>>();
+    assert!(excessive(&lab).is_empty());
+    lab.must(Command::ReplicasAdded { replicas: vec![(chunk_id(1), NodeId(4)), (chunk_id(2), NodeId(4))] });
+    assert_eq!((excessive(&lab), lab.state.counters().over_replicated), (vec![1, 2], 2));
+    assert_eq!(lab.state.over_replicated(Some(chunk_id(1))).count(), 1);
+    lab.must(Command::ReplicasLost { node: NodeId(2), chunks: vec![chunk_id(1)] });
+    assert_eq!(excessive(&lab), [2]);
+    lab.set_state(3, NodeState::Dead);
+    assert_eq!(excessive(&lab), Vec::<u8>::new(), "copies of dead nodes do not count");
+    lab.set_state(3, NodeState::Alive);
+    assert_eq!(excessive(&lab), [2]);
+    lab.ok(s, unlink(ROOT, "f"));
+    assert_eq!((excessive(&lab), lab.state.counters().over_replicated), (vec![], 0));
+}
+
+#[test]
+fn what_lacks_is_counted_in_copies_and_bytes() {
+    let mut lab = Lab::new();
+    let s = lab.session(1);
+    lab.publish(s, ROOT, "f", &[1, 2]);
+    lab.set_state(1, NodeState::Dead);
+    let lacking = |lab: &Lab| (lab.state.counters().lacking_copies, lab.state.counters().lacking_bytes);
+    assert_eq!(lacking(&lab), (2, 200));
+    lab.set_state(2, NodeState::Dead);
+    assert_eq!(lacking(&lab), (4, 400));
+    lab.set_state(3, NodeState::Dead);
+    assert_eq!(lacking(&lab), (0, 0), "without a live copy none can be made");
+}
+
+#[test]
+fn limits_of_repair_are_kept_and_nonsense_is_refused() {
+    let mut lab = Lab::new();
+    let limits = RepairLimits { streams_per_node: 2, streams_total: 7, bytes_per_s: 10 };
+    lab.must(Command::SetRepairLimits { limits });
+    for (streams_per_node, streams_total) in [(0, 1), (1, 0), (65, 1), (1, 65_537)] {
+        let limits = RepairLimits { streams_per_node, streams_total, bytes_per_s: 0 };
+        let refusal = lab.apply(Command::SetRepairLimits { limits }).expect_err("refused");
+        assert_eq!(refusal.code, ErrorCode::InvalidArgument);
+    }
+    assert_eq!(lab.state.repair_limits(), limits);
+    let restored = super::super::State::read_snapshot(&mut &bytes_of(&lab.state)[..]).expect("just written");
+    assert_eq!(restored.repair_limits(), limits);
 }

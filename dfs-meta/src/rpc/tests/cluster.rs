@@ -35,6 +35,7 @@ pub(super) fn quick() -> Settings {
         renewal: Duration::from_millis(50),
         gc_grace: Duration::from_millis(50),
         unknown_grace: Duration::from_millis(300),
+        trim_grace: Duration::from_millis(50),
         repair: RepairSettings {
             fresh: Duration::from_millis(100),
             lease: Duration::from_millis(400),
@@ -101,6 +102,10 @@ impl Cluster {
 
     pub(super) fn meta(&self) -> MetadataServiceClient<Channel> {
         MetadataServiceClient::new(self.channel())
+    }
+
+    pub(super) fn admin(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.channel())
     }
 
     pub(super) async fn status(&self) -> v1::ClusterStatusResponse {

@@ -1,0 +1,193 @@
+//! How fast copies are made, over a sliding window, and how long the rest will take. Pure.
+//!
+//! A small chunk costs more than its bytes: opening, syncing and naming a file, an answer, a record. So the time that is left
+//! is judged by *effort*: the bytes and a fixed amount for each chunk.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+/// What is looked back at. Long enough to even out the bursts of results, short enough to follow a changed limit.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Results within this time are counted together.
+const STEP: Duration = Duration::from_millis(50);
+/// Without a result for this long the repair has stopped, and the next one is measured afresh.
+const IDLE: Duration = Duration::from_secs(5);
+/// Bytes that could be copied in the time that a chunk costs beside its bytes.
+const CHUNK_EFFORT_BYTES: u64 = 128 << 10;
+
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    at: Instant,
+    chunks: u64,
+    bytes: u64,
+}
+
+/// Results of the last moments.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// When the present repair began.
+    began: Option<Instant>,
+    last: Option<Instant>,
+    steps: VecDeque<Step>,
+    /// Since it began.
+    made: Made,
+    /// Something was made since it began and its end was not told yet.
+    untold: bool,
+}
+
+/// What a repair has made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    /// Copies.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// From the first job to the last result.
+    pub took: Duration,
+}
+
+/// How fast it goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rate {
+    /// Copies a second.
+    pub chunks_per_s: f64,
+    /// Bytes a second.
+    pub bytes_per_s: f64,
+}
+
+impl Progress {
+    /// A job was planned: if none was under way, a repair begins.
+    pub(super) fn begin(&mut self, now: Instant) {
+        if self.last.is_none_or(|last| now.saturating_duration_since(last) > IDLE) {
+            (self.began, self.last) = (Some(now), Some(now));
+            (self.made, self.untold) = (Made::default(), false);
+            self.steps.clear();
+        }
+    }
+
+    /// A copy was made.
+    pub(super) fn note(&mut self, bytes: u32, now: Instant) {
+        self.begin(now);
+        self.last = Some(now);
+        self.untold = true;
+        self.made.chunks += 1;
+        self.made.bytes += u64::from(bytes);
+        self.made.took = now.saturating_duration_since(self.began.unwrap_or(now));
+        match self.steps.back_mut() {
+            Some(step) if now.saturating_duration_since(step.at) < STEP => {
+                step.chunks += 1;
+                step.bytes += u64::from(bytes);
+            }
+            _ => self.steps.push_back(Step { at: now, chunks: 1, bytes: bytes.into() }),
+        }
+        while self.steps.front().is_some_and(|step| now.saturating_duration_since(step.at) > WINDOW) {
+            self.steps.pop_front();
+        }
+    }
+
+    /// Nothing lacks any more: what the repair that has ended so made, once.
+    pub(in crate::control) fn end(&mut self) -> Option<Made> {
+        let ended = std::mem::take(&mut self.untold).then_some(self.made);
+        if ended.is_some() {
+            (self.began, self.last) = (None, None);
+        }
+        ended
+    }
+
+    /// The rate over the window, or since the repair began. Nothing when it has stopped.
+    #[must_use]
+    pub fn rate(&self, now: Instant) -> Rate {
+        let (Some(began), Some(last)) = (self.began, self.last) else { return Rate::default() };
+        if now.saturating_duration_since(last) > IDLE {
+            return Rate::default();
+        }
+        let in_window = |step: &&Step| now.saturating_duration_since(step.at) <= WINDOW;
+        let (chunks, bytes) = self
+            .steps
+            .iter()
+            .filter(in_window)
+            .fold((0, 0), |(chunks, bytes), step| (chunks + step.chunks, bytes + step.bytes));
+        let span = now.saturating_duration_since(began).min(WINDOW).max(STEP).as_secs_f64();
+        Rate { chunks_per_s: chunks as f64 / span, bytes_per_s: bytes as f64 / span }
+    }
+
+    /// Time until `chunks` copies of `bytes` together are made at the present rate; `None` while nothing moves.
+    #[must_use]
+    pub fn eta(&self, chunks: u64, bytes: u64, now: Instant) -> Option<Duration> {
+        if chunks == 0 {
+            return Some(Duration::ZERO);
+        }
+        let rate = self.rate(now);
+        let per_s = rate.bytes_per_s + rate.chunks_per_s * CHUNK_EFFORT_BYTES as f64;
+        let left = bytes as f64 + chunks as f64 * CHUNK_EFFORT_BYTES as f64;
+        // A century is as good as never, and a duration has an end.
+        (per_s > 0.0).then(|| Duration::from_secs_f64((left / per_s).min(3e9)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Copies `chunks` one after the other, each in the time that its effort takes, in bursts as results come in.
+    fn replay(lengths: &[u32], bytes_per_s: f64) {
+        let start = Instant::now();
+        let mut progress = Progress::default();
+        progress.begin(start);
+        let effort = |length: u32| f64::from(length) + CHUNK_EFFORT_BYTES as f64;
+        let total: f64 = lengths.iter().map(|l| effort(*l)).sum::<f64>() / bytes_per_s;
+        let end = start + Duration::from_secs_f64(total);
+        let mut at = 0.0;
+        for (i, length) in lengths.iter().enumerate() {
+            at += effort(*length) / bytes_per_s;
+            // Results are told in batches of 20 ms.
+            let now = start + Duration::from_secs_f64((at / 0.02).ceil() * 0.02);
+            progress.note(*length, now);
+            if at > total / 2.0 && at < total * 0.95 {
+                let left = &lengths[i + 1..];
+                let eta = progress.eta(left.len() as u64, left.iter().map(|l| u64::from(*l)).sum(), now);
+                let (eta, real) = (eta.expect("it moves").as_secs_f64(), (end - now.min(end)).as_secs_f64());
+                assert!((eta - real).abs() <= real * 0.3 + 0.05, "{eta} s told, {real} s left, at {at} of {total}");
+            }
+        }
+    }
+
+    #[test]
+    fn from_the_middle_on_the_rest_is_told_within_a_third() {
+        replay(&[4 << 20; 180], 800e6);
+        replay(&[16 << 10; 20_000], 400e6);
+        let mixed: Vec<u32> = (0..300u32).map(|i| if i % 3 == 0 { 4 << 20 } else { 8 << 10 }).collect();
+        replay(&mixed, 50e6);
+        replay(&[4 << 20; 500], 40e6);
+    }
+
+    #[test]
+    fn the_end_is_told_once() {
+        let start = Instant::now();
+        let mut progress = Progress::default();
+        assert_eq!(progress.end(), None);
+        progress.begin(start);
+        assert_eq!(progress.end(), None, "nothing was made");
+        progress.note(5, start + Duration::from_secs(1));
+        progress.note(7, start + Duration::from_secs(2));
+        assert_eq!(progress.end(), Some(Made { chunks: 2, bytes: 12, took: Duration::from_secs(2) }));
+        assert_eq!(progress.end(), None);
+        progress.note(1, start + Duration::from_secs(3));
+        assert_eq!(progress.end().map(|made| made.chunks), Some(1));
+    }
+
+    #[test]
+    fn nothing_is_told_of_what_does_not_move() {
+        let start = Instant::now();
+        let mut progress = Progress::default();
+        assert_eq!(progress.eta(1, 1, start), None);
+        assert_eq!(progress.eta(0, 0, start), Some(Duration::ZERO));
+        progress.begin(start);
+        progress.note(1 << 20, start + Duration::from_secs(1));
+        assert!(progress.eta(1, 1, start + Duration::from_secs(2)).is_some());
+        assert_eq!(progress.eta(1, 1, start + Duration::from_secs(8)), None);
+        assert_eq!(progress.rate(start + Duration::from_secs(8)), Rate::default());
+    }
+}

@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# How fast lost copies are replaced: one metadata node, four storage nodes, three copies of everything, and one of the storage
+# nodes dies. Counted from the moment it is found dead until every chunk has three copies again.
+#
+#   scripts/bench-repair.sh [--peer moosefs] [--files N] [--small N] [--hang] [--runs N]
+#
+#   --peer moosefs   also MooseFS, set to repair as fast as it can (needs root and Debian's packages)
+#   --files N        large files, of 64 MiB (16)
+#   --small N        small files beside them, of 4 to 64 KiB (0)
+#   --hang           the node hangs (SIGSTOP) instead of being killed: no connection breaks
+#   --runs N         repeat everything (1)
+. "$(dirname "$0")/lib.sh"
+
+peer=
+files=16
+small=0
+signal=KILL
+runs=1
+while [ $# -gt 0 ]; do
+    case $1 in
+    --peer) peer=${2:?--peer needs a name} && shift ;;
+    --files) files=${2:?--files needs a number} && shift ;;
+    --small) small=${2:?--small needs a number} && shift ;;
+    --runs) runs=${2:?--runs needs a number} && shift ;;
+    --hang) signal=STOP ;;
+    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0" && exit ;;
+    *) die "unknown option $1; see $0 --help" ;;
+    esac
+    shift
+done
+[ -z "$peer" ] || [ "$peer" = moosefs ] || die "known peers: moosefs"
+[ "$(id -u)" = 0 ] || die "cold figures need root, who may drop the page cache"
+need_toolchain
+need_pkg python3 python3
+can_mount || die "the benchmark needs FUSE"
+[ -n "${NO_BUILD:-}" ] || build
+
+base=$(mktemp -d /var/tmp/dfs-bench-repair.XXXXXX)
+ctl="$BIN/dfsctl"
+hung=
+cleanup() {
+    [ -z "$hung" ] || kill -KILL "$hung" 2>/dev/null || true
+    "$ctl" dev down --dir "$base/dfs" >/dev/null 2>&1 || true
+    [ -z "$peer" ] || scripts/peers/moosefs.sh stop "$base/peer" || true
+    rm -rf "$base"
+}
+trap cleanup EXIT
+
+# fill DIR: the same bytes for each system.
+fill() {
+    python3 - "$1" "$files" "$small" <<'P'
+import os, random, sys
+root, files, small = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+noise = random.Random(1).randbytes(64 << 20)
+def put(path, data):
+    with open(path, "wb") as f:
+        f.write(data)
+        os.fsync(f.fileno())
+for i in range(files):
+    put(f"{root}/large-{i}", noise[i:] + noise[:i])
+sizes = random.Random(2)
+for i in range(small):
+    at = sizes.randrange(60 << 20)
+    if i % 500 == 0:
+        os.mkdir(f"{root}/d{i // 500}")
+    put(f"{root}/d{i // 500}/small-{i}", noise[at : at + sizes.randrange(4 << 10, 64 << 10)])
+P
+    sync
+}
+
+dfs() {
+    "$ctl" dev up -m 1 -s 4 --heartbeat 1s --suspect 2s --dead 5s --dir "$base/dfs" --mount "$base/mnt" >/dev/null
+    # shellcheck disable=SC1091 # written by dev up
+    . "$base/dfs/env"
+    fill "$base/mnt"
+    "$ctl" wait healthy --quiet --timeout 5m >/dev/null
+    echo 3 >/proc/sys/vm/drop_caches
+    if [ $signal = KILL ]; then
+        "$ctl" dev kill storage-1 --dir "$base/dfs" >/dev/null
+    else
+        "$ctl" dev pause storage-1 --dir "$base/dfs" >/dev/null
+    fi
+    python3 - "$ctl" "$base/dfs" "$signal" <<'P'
+import datetime, glob, json, re, subprocess, sys, time
+ctl, home, signal = sys.argv[1:]
+logs = glob.glob(home + "/**/meta-1*.log", recursive=True) or sys.exit("no log of meta-1 below " + home)
+def at(text):
+    found = None
+    for line in open(logs[0], errors="replace"):
+        line = re.sub(r"\x1b\[[0-9;]*m", "", line)
+        if text in line:
+            found = line
+    if found is None:
+        return None, ""
+    stamp = re.match(r"\S+", found).group(0).replace("Z", "+00:00")
+    return datetime.datetime.fromisoformat(stamp).timestamp(), found
+begun, samples = time.time(), []
+while True:
+    dead, _ = at("storage node is dead")
+    done, line = at("every chunk has all its copies again")
+    if dead and done and done > dead:
+        break
+    if time.time() - begun > 600:
+        sys.exit("no full replication within 10 minutes")
+    if dead:
+        status = json.loads(subprocess.run([ctl, "repair", "status", "--json"], capture_output=True, text=True).stdout)
+        samples.append((time.time(), status["eta_ms"], status["lacking"]["copies"]))
+    time.sleep(0.05)
+copies, bytes_ = (int(re.search(key + r"=(\d+)", line).group(1)) for key in ("copies", "bytes"))
+took = done - dead
+worst = 0.0
+for when, eta, left in samples:
+    rest = done - when
+    if eta is not None and left and rest > 0.2 and rest < took / 2:
+        worst = max(worst, abs(eta / 1000 - rest) / rest)
+print(json.dumps(dict(fs="dfs", signal=signal, copies=copies, mb=round(bytes_ / 1e6, 1), seconds=round(took, 2),
+                      mb_s=round(bytes_ / 1e6 / took, 1), copies_s=round(copies / took, 1), eta_error=round(worst, 2))))
+P
+    "$ctl" dev down --dir "$base/dfs" >/dev/null 2>&1 || true
+    rm -rf "$base/dfs"
+}
+
+moosefs() {
+    PEER_SERVERS=4 PEER_FAST=1 scripts/peers/moosefs.sh start "$base/peer"
+    fill "$base/peer/mnt"
+    sleep 5
+    sync
+    echo 3 >/proc/sys/vm/drop_caches
+    local pid
+    pid=$(pgrep -f "mfschunkserver -c $base/peer/etc/server1.cfg" | head -n 1)
+    [ $signal = KILL ] || hung=$pid
+    python3 - "$pid" "$signal" "$base/peer" <<'P'
+import json, os, re, signal, sys, time
+pid, name, base = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+whole = re.compile(r"chunk_[0-9A-F]{16}_(?!00000000)[0-9A-F]{8}\.mfs$")
+def chunks(server):
+    for i in range(256):
+        folder = f"{base}/server{server}/chunks/{i:02X}"
+        if os.path.isdir(folder):
+            yield from (entry.path for entry in os.scandir(folder) if whole.match(entry.name))
+lost = list(chunks(1))
+size = sum(os.path.getsize(path) for path in lost)
+count = lambda: sum(1 for server in (2, 3, 4) for _ in chunks(server))
+before, start = count(), time.monotonic()
+os.kill(pid, getattr(signal, "SIG" + name))
+# Its master says nothing of when it finds a server gone: the first new chunk is the nearest that can be seen, and in its favour.
+first = None
+while True:
+    now, t = count(), time.monotonic() - start
+    if first is None and now > before:
+        first = t
+    if now >= before + len(lost):
+        break
+    if t > 600:
+        sys.exit("no full replication within 10 minutes")
+    time.sleep(0.02)
+detected = 2.0 if name == "STOP" else 0.0
+print(json.dumps(dict(fs="moosefs", signal=name, copies=len(lost), mb=round(size / 1e6, 1), seconds=round(t - detected, 2),
+                      mb_s=round(size / 1e6 / (t - detected), 1), copies_s=round(len(lost) / (t - detected), 1),
+                      after_first_copy_s=round(t - first, 2))))
+P
+    [ -z "$hung" ] || kill -KILL "$hung" 2>/dev/null || true
+    hung=
+    scripts/peers/moosefs.sh stop "$base/peer"
+    rm -rf "$base/peer"
+}
+
+for run in $(seq "$runs"); do
+    say "run $run: $files files of 64 MiB, $small of 4 to 64 KiB, SIG$signal"
+    dfs
+    [ -z "$peer" ] || moosefs
+done

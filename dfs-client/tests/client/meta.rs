@@ -505,4 +505,16 @@ impl AdminService for Service {
     async fn trash_retention(&self, _: Request<v1::TrashRetentionRequest>) -> Answer<v1::TrashRetentionResponse> {
         unsupported()
     }
+    async fn repair_status(&self, _: Request<v1::RepairStatusRequest>) -> Answer<v1::RepairStatusResponse> {
+        unsupported()
+    }
+    async fn repair_queue(&self, _: Request<v1::RepairQueueRequest>) -> Answer<v1::RepairQueueResponse> {
+        unsupported()
+    }
+    async fn repair_now(&self, _: Request<v1::RepairNowRequest>) -> Answer<v1::RepairNowResponse> {
+        unsupported()
+    }
+    async fn set_repair_limits(&self, _: Request<v1::SetRepairLimitsRequest>) -> Answer<v1::SetRepairLimitsResponse> {
+        unsupported()
+    }
 }

@@ -40,7 +40,7 @@ use crate::fsm::{RepairLimits, record::counts_as_live};
 const PAUSES_MAX: usize = 16_384;
 /// Chunks remembered with the moment they were first seen to lack copies. Beyond it a chunk is taken for an old one.
 const FIRST_SEEN_MAX: usize = 65_536;
-/// Longest cause of a failure that is kept, bytes.
+/// Longest cause of a failure that is kept, characters.
 const CAUSE_MAX: usize = 200;
 
 /// A chunk that may lack copies, as the state has it.
@@ -491,7 +491,7 @@ impl Planner {
         standing
             .sources
             .iter()
-            .filter(|c| self.loads.can_send(c.id, urgent) && !(no_more && !self.loads.has_jobs(c.id)))
+            .filter(|c| self.loads.can_send(c.id, urgent) && (!no_more || self.loads.has_jobs(c.id)))
             .map(|c| (self.is_paused(chunk, c.id, now), self.loads.sending(c.id), rng.random::<u32>(), c.id))
             .min()
             .map(|(.., id)| id)
@@ -521,8 +521,7 @@ impl Planner {
         {
             self.pauses.remove(&key);
         }
-        let end = cause.message.floor_char_boundary(CAUSE_MAX);
-        let cause = Cause { code: cause.code, message: cause.message[..end].to_owned() };
+        let cause = Cause { code: cause.code, message: cause.message.chars().take(CAUSE_MAX).collect() };
         let fresh = || Pause { until: now, failures: 0, last: now, cause: cause.clone() };
         let pause = self.pauses.entry((chunk, node)).or_insert_with(fresh);
         let wait: Duration = self.settings.backoff.saturating_mul(1 << pause.failures.min(16));

@@ -62,8 +62,8 @@ fn all_chunk_files(cluster: &Cluster, nodes: usize) -> Result<usize> {
 fn state_of(cluster: &Cluster, node: &str) -> Option<String> {
     let status = cluster.status().ok()?;
     let nodes = status["nodes"].as_array()?.clone();
-    let states = nodes.iter().filter(|n| n["name"] == node).filter_map(|n| n["state"].as_str());
-    states.last().map(str::to_owned)
+    let mut states = nodes.iter().filter(|n| n["name"] == node).filter_map(|n| n["state"].as_str());
+    states.next_back().map(str::to_owned)
 }
 
 fn until_state(cluster: &Cluster, node: &str, state: &str) -> Result<()> {

@@ -76,7 +76,8 @@ fn repair(cluster: &Cluster) -> Result<Value> {
 
 #[test]
 fn copies_too_many_go_when_a_killed_node_returns_and_reads_go_on() -> Result<()> {
-    let mut cluster = Cluster::builder().storages(4).meta_flag("--trim-grace", "1s").faults().start()?;
+    let builder = Cluster::builder().storages(4).meta_flag("--trim-grace", "1s").meta_flag("--gc-grace", "1s");
+    let mut cluster = builder.meta_flag("--trash-retention", "0s").faults().start()?;
     let mut mount = cluster.mount()?;
     let stored = store(&mount, 6, 60)?;
     files::write(&mount.join("gone"), &files::noise(7, CHUNK))?;

@@ -170,6 +170,26 @@ impl Dfs {
         Ok(self.shared.cluster.call(&what, request, ask).await?.limits.unwrap_or_default())
     }
 
+    /// Who has a pending version of a file.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn file_writers(&self, ino: InodeId) -> Result<Vec<v1::FileWriter>, Error> {
+        let what = || format!("writers of inode {ino}");
+        let ask = |c, q| async move { AdminServiceClient::new(c).file_writers(q).await };
+        Ok(self.shared.cluster.call(&what, v1::FileWritersRequest { ino: ino.0 }, ask).await?.writers)
+    }
+
+    /// Events of the cluster, as [`v1::ListEventsRequest`] asks for them.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a kind that does not exist; no answer within the deadline.
+    pub async fn list_events(&self, request: v1::ListEventsRequest) -> Result<v1::ListEventsResponse, Error> {
+        let what = || "events of the cluster".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).list_events(q).await };
+        self.shared.cluster.call(&what, request, ask).await
+    }
+
     /// State of the storage node at `address`, asked once and directly.
     ///
     /// # Errors

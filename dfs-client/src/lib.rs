@@ -6,9 +6,10 @@
 //! describes its options, so that every program spells them alike).
 //!
 //! Rooms: `cluster` (leader, retry, session), `meta` (namespace), `chunk` (bytes to and from storage nodes), `write`,
-//! `read`, `budget`, `transfer` (whole files from and to the local disk).
+//! `read`, `budget`, `transfer` (whole files from and to the local disk), `fsck` (what is really on the disks).
 
 pub mod config;
+pub mod fsck;
 pub mod transfer;
 
 mod budget;

@@ -10,7 +10,7 @@ mod upload;
 
 pub use download::download;
 pub use manifest::path as manifest_path;
-pub use upload::upload;
+pub use upload::{Uploaded, upload};
 
 use std::{io, path::Path};
 

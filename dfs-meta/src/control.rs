@@ -8,6 +8,7 @@
 //! the soft state must not be locked inside a read). No lock is held across an `await`.
 
 pub mod detector;
+mod events;
 pub mod garbage;
 pub mod heartbeat;
 pub mod inventory;
@@ -26,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dfs_common::{ErrorCode, FileId, NodeId, SessionId, layout::Replicas, node::NodeState};
+use dfs_common::{ChunkId, ErrorCode, FileId, NodeId, SessionId, layout::Replicas, node::NodeState};
 use dfs_proto::status::RpcError;
 use tokio::sync::{Notify, watch};
 
@@ -55,6 +56,8 @@ struct Inner {
     finished: Notify,
     /// Repair jobs were planned.
     planned: Notify,
+    /// What goes into the event log next.
+    recorder: events::Recorder,
 }
 
 /// What only the leader knows of space that no file uses and that is not free yet.
@@ -89,7 +92,8 @@ impl Handle {
     pub fn new(raft: raft::Handle, settings: Settings) -> Self {
         let leadership = raft.leadership();
         let (finished, planned) = (Notify::new(), Notify::new());
-        Self { inner: Arc::new(Inner { raft, leadership, settings, soft: Mutex::new(None), finished, planned }) }
+        let (soft, recorder) = (Mutex::new(None), events::Recorder::default());
+        Self { inner: Arc::new(Inner { raft, leadership, settings, soft, finished, planned, recorder }) }
     }
 
     /// The tunables.
@@ -173,6 +177,17 @@ impl Handle {
         self.lead(|soft, _| soft.unknown.ended(file))
     }
 
+    /// Pending versions ended and left copies that no version lists: they are looked up again until their grace time is over.
+    /// A leader that is replaced meanwhile need not know: the inventories find them.
+    pub fn left_behind(&self, copies: Vec<(NodeId, ChunkId, FileId)>) {
+        let noted = self.lead(|soft, now| {
+            copies.iter().for_each(|(node, chunk, file)| soft.unknown.note(*node, *chunk, *file, now));
+        });
+        if let Err(error) = noted {
+            tracing::debug!(%error, "copies that were left behind are found by the inventories");
+        }
+    }
+
     /// A session renews. Returns whether the next renewal must bring the full set of pins.
     ///
     /// # Errors
@@ -228,6 +243,7 @@ impl Handle {
     /// Forgets the soft state: this node does not lead any more.
     fn step_down(&self) {
         self.inner.soft.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.inner.recorder.forget();
     }
 
     /// Brings the agreed state of a node in line with what the failure detector says.

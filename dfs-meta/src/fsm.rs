@@ -15,11 +15,13 @@
 //! - [`state`]: the state and [`State::apply`](state::State::apply).
 //! - `read`: what the RPC layer and the planners ask.
 //! - `session`, `namespace`, `name`, `rename`, `attr`, `version`, `trash`, `chunk`, `node`: the rules, one room each.
+//! - [`event`]: what happened, for the administrator.
 //! - [`snapshot`]: the state as a stream of records.
 //! - [`check`]: invariants, recounted from scratch.
 
 pub mod check;
 pub mod command;
+pub mod event;
 pub mod read;
 pub mod record;
 pub mod snapshot;
@@ -32,6 +34,7 @@ mod name;
 mod namespace;
 mod node;
 mod rename;
+pub mod risk;
 mod session;
 mod version;
 
@@ -39,7 +42,9 @@ mod version;
 mod tests;
 
 pub use command::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Refusal, RepairLimits, Reply, Settings};
+pub use event::{Event, Fact, Severity};
 pub use read::{DirEntry, DirPage, FileLayout};
 pub use record::{Chunk, Counters, DoomedOn, Node, Pending, Reason, Session, Trashed};
+pub use risk::{Figure, Risk};
 pub use snapshot::SnapshotError;
 pub use state::State;

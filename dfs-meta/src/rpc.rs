@@ -4,6 +4,7 @@
 //! Every call but `MetaStatus` is answered by the leader only. The others answer `NotLeader` with its address.
 
 mod admin;
+mod events;
 mod files;
 mod listing;
 mod mutation;

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use dfs_client::config::ClientArgs;
 
 use crate::{
-    cmd::{change, cluster, dev, meta, namespace, repair, transfer, trash, wait},
+    cmd::{change, cluster, dev, events, explain, fsck, meta, namespace, repair, transfer, trash, wait},
     exit,
 };
 
@@ -92,6 +92,12 @@ pub enum Verb {
     Nodes(cluster::NodesArgs),
     /// Show the space
     Df(cluster::DfArgs),
+    /// Ask the storage nodes for every chunk of every file
+    Fsck(fsck::Fsck),
+    /// Why a file is slow or unavailable, and what to do
+    Explain(explain::Explain),
+    /// Show what happened: nodes, copies, repairs, changes
+    Events(events::Events),
     /// Block until the cluster is in a state
     Wait(wait::Wait),
     /// Look at the metadata nodes

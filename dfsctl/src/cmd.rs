@@ -3,6 +3,9 @@
 pub mod change;
 pub mod cluster;
 pub mod dev;
+pub mod events;
+pub mod explain;
+pub mod fsck;
 pub mod meta;
 pub mod namespace;
 pub mod repair;
@@ -38,6 +41,9 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Status(_) => cluster::status(&context),
         Verb::Nodes(_) => cluster::nodes(&context),
         Verb::Df(_) => cluster::df(&context),
+        Verb::Fsck(args) => fsck::run(&context, &args),
+        Verb::Explain(args) => explain::run(&context, &args),
+        Verb::Events(args) => events::run(&context, &args),
         Verb::Wait(args) => wait::wait(&context, &args),
         Verb::Meta(args) => meta::run(&context, &args),
         Verb::Repair(args) => repair::run(&context, &args),

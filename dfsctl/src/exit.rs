@@ -22,6 +22,10 @@ pub enum Exit {
     Unhealthy = 5,
     /// The cluster cannot be reached or did not answer in time.
     Unreachable = 6,
+    /// Files have chunks without a good copy.
+    Damaged = 7,
+    /// Nothing wrong was found, but not everything could be asked.
+    Incomplete = 8,
 }
 
 /// Printed below `--help`.
@@ -32,8 +36,10 @@ Exit codes:
   2  the command line, the environment or the configuration file is wrong
   3  not found
   4  exists already
-  5  the cluster (status, wait) or a local process (dev status) is not healthy
+  5  the cluster (status, wait), a file (fsck, explain) or a local process (dev status) is not healthy
   6  the cluster cannot be reached or did not answer in time
+  7  files have chunks without a good copy (fsck, explain)
+  8  nothing wrong was found, but not every storage node could be asked (fsck, explain)
 
 Errors go to stderr, with --json as {\"error\":{\"code\":\"not_found\",\"message\":\"..\",\"hint\":\"..\"}}.";
 
@@ -187,6 +193,8 @@ mod tests {
             Exit::AlreadyExists,
             Exit::Unhealthy,
             Exit::Unreachable,
+            Exit::Damaged,
+            Exit::Incomplete,
         ] {
             assert!(HELP.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}");
         }

@@ -55,6 +55,16 @@ impl Failure {
         Self::new(Exit::Unhealthy, "unhealthy", message)
     }
 
+    /// Files have chunks without a good copy.
+    pub fn damaged(message: impl fmt::Display) -> Self {
+        Self::new(Exit::Damaged, "damaged", message)
+    }
+
+    /// Not everything could be asked.
+    pub fn incomplete(message: impl fmt::Display) -> Self {
+        Self::new(Exit::Incomplete, "incomplete", message)
+    }
+
     /// The cluster did not answer.
     pub fn unreachable(message: impl fmt::Display) -> Self {
         Self::of(ErrorCode::TimedOut, message)

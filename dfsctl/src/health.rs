@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use space::SpaceHeld;
 
-use crate::text::{bytes, counted, percent};
+use crate::text::{bytes, counted, percent, utc};
 
 /// The document of `dfsctl status --json`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -34,6 +34,8 @@ pub struct Status {
     pub nodes: Vec<Node>,
     /// Chunks that files reference, by live copies; `null` if no leader answered.
     pub chunks: Option<Chunks>,
+    /// The same chunks by live copies: none, one, two, three, more (`live` 4).
+    pub copies: Vec<CopyClass>,
     /// Copies that wait to be made and that are being made.
     pub repair: Repair,
     /// Bytes (one copy counted) and chunks that nothing references and that are not deleted yet.
@@ -101,6 +103,45 @@ pub struct Node {
     pub chunk_count: u64,
     /// Milliseconds since its last heartbeat.
     pub silent_ms: u64,
+    /// When it came into its state, nanoseconds since the Unix epoch; 0 if unknown.
+    pub since_ns: i64,
+    /// What its loss would cost.
+    pub if_it_fails: Cost,
+}
+
+/// Chunks of files with so many live copies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct CopyClass {
+    /// Live copies; 4 stands for more than three.
+    pub live: u32,
+    /// Chunks.
+    pub chunks: u64,
+    /// Bytes of these, one copy counted.
+    pub bytes: u64,
+}
+
+/// What the loss of a storage node would cost, beyond what is lost already.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize)]
+pub struct Cost {
+    /// Chunks whose only live copy is on it.
+    pub lost_chunks: u64,
+    /// Bytes of these.
+    pub lost_bytes: u64,
+    /// Chunks that would have one live copy left.
+    pub endangered_chunks: u64,
+    /// Bytes of these.
+    pub endangered_bytes: u64,
+}
+
+impl Cost {
+    fn words(self) -> String {
+        let Self { lost_chunks, lost_bytes, endangered_chunks, .. } = self;
+        let lost = match lost_chunks {
+            0 => "0 chunks lost".to_owned(),
+            n => format!("{} LOST ({})", counted(n, "chunk"), bytes(lost_bytes)),
+        };
+        format!("{lost}, {endangered_chunks} endangered")
+    }
 }
 
 /// Chunks that files reference.
@@ -125,6 +166,38 @@ pub struct Repair {
     pub queue: u64,
     /// Chunks being copied.
     pub active: u64,
+    /// Copies that lack and can be made.
+    pub lacking_copies: u64,
+    /// Their bytes.
+    pub lacking_bytes: u64,
+    /// Bytes a second over the last seconds.
+    pub bytes_per_s: u64,
+    /// Milliseconds until nothing lacks; `null` while nothing moves.
+    pub eta_ms: Option<u64>,
+}
+
+impl Repair {
+    fn new(wire: &v1::ClusterStatusResponse) -> Self {
+        let progress = wire.repair.unwrap_or_default();
+        Self {
+            queue: wire.repair_queue,
+            active: wire.repair_active,
+            lacking_copies: progress.lacking_copies,
+            lacking_bytes: progress.lacking_bytes,
+            // A rate is not negative; what is beyond 64 bits is no rate.
+            bytes_per_s: progress.bytes_per_s as u64,
+            eta_ms: progress.eta_ms,
+        }
+    }
+
+    fn words(self) -> String {
+        if self.lacking_copies == 0 {
+            return format!("{} running, {} waiting", self.active, self.queue);
+        }
+        let left = format!("{} copies ({}) to make", self.lacking_copies, bytes(self.lacking_bytes));
+        let eta = self.eta_ms.map_or_else(|| "no ETA yet".to_owned(), |ms| format!("done in {}", seconds(ms)));
+        format!("{} running, {left} at {}/s, {eta}", self.active, bytes(self.bytes_per_s))
+    }
 }
 
 /// What waits for deletion.
@@ -170,6 +243,7 @@ impl Status {
     /// Judges the leader's answer.
     #[must_use]
     pub fn new(wire: v1::ClusterStatusResponse) -> Self {
+        let repair = Repair::new(&wire);
         let chunks = wire.chunks.unwrap_or_default();
         let members: Vec<_> = wire.members.into_iter().map(|member| (member.voter, Member::new(member))).collect();
         let voters = members.iter().filter(|(voter, _)| *voter).count();
@@ -192,7 +266,12 @@ impl Status {
                 endangered: chunks.endangered,
                 missing: chunks.missing,
             }),
-            repair: Repair { queue: wire.repair_queue, active: wire.repair_active },
+            copies: wire
+                .copies
+                .into_iter()
+                .map(|class| CopyClass { live: class.live, chunks: class.chunks, bytes: class.bytes })
+                .collect(),
+            repair,
             garbage: Garbage { bytes: wire.garbage_bytes, chunks: wire.garbage_chunks },
             space_held: wire.space_held.unwrap_or_default().into(),
             inodes: wire.inodes,
@@ -240,7 +319,7 @@ impl Status {
             ));
         }
         for node in self.nodes.iter().filter(|node| node.state == "suspect" && node.chunk_count > 0) {
-            problems.push(format!("{} is suspect: silent for {}", node.name, seconds(node.silent_ms)));
+            problems.push(format!("{} is suspect{}: silent for {}", node.name, node.since(), seconds(node.silent_ms)));
         }
         problems
     }
@@ -248,7 +327,7 @@ impl Status {
     fn find_remarks(&self) -> Vec<String> {
         let mut remarks = vec![];
         for node in self.nodes.iter().filter(|node| node.state == "dead") {
-            remarks.push(format!("{} is dead: silent for {}", node.name, seconds(node.silent_ms)));
+            remarks.push(format!("{} is dead{}: silent for {}", node.name, node.since(), seconds(node.silent_ms)));
         }
         let down: Vec<_> = self.meta.members.iter().filter(|m| !m.reachable).map(|m| m.name.as_str()).collect();
         if !down.is_empty() {
@@ -286,17 +365,37 @@ impl Status {
             1 => "one more metadata node may fail".to_owned(),
             n => format!("{n} more metadata nodes may fail"),
         };
-        let chunks = self.chunks.unwrap_or_default();
-        let data = if chunks.total == 0 {
-            "no chunk is stored yet"
-        } else if chunks.endangered > 0 || self.settings.replication < 2 {
-            "the loss of one more storage node can lose data"
-        } else if self.alive() <= u64::from(self.settings.replication) {
-            "the loss of one storage node loses nothing, but leaves too few nodes for all copies"
-        } else {
-            "the loss of one storage node loses nothing"
+        format!("{}; {meta}", self.next_storage_failure())
+    }
+
+    fn next_storage_failure(&self) -> String {
+        if self.chunks.unwrap_or_default().total == 0 {
+            return "no chunk is stored yet".to_owned();
+        }
+        let worst = self.nodes.iter().filter(|node| node.serves()).max_by_key(|node| node.if_it_fails);
+        let Some(worst) = worst else { return "no storage node serves".to_owned() };
+        let mut text = match worst.if_it_fails.lost_chunks + worst.if_it_fails.endangered_chunks {
+            0 => "if any storage node fails: 0 chunks lost, 0 endangered".to_owned(),
+            _ => format!("if {} fails: {}", worst.name, worst.if_it_fails.words()),
         };
-        format!("{data}; {meta}")
+        if self.alive() <= u64::from(self.settings.replication) {
+            text += ", and too few nodes are left for all copies";
+        }
+        text
+    }
+
+    /// Chunks by live copies, with every class that there is.
+    fn copies_words(&self) -> String {
+        let class = |class: &CopyClass| {
+            let copies = match class.live {
+                1 => "1 copy".to_owned(),
+                4 => "more".to_owned(),
+                n => format!("{n} copies"),
+            };
+            format!("{} with {copies} ({})", class.chunks, bytes(class.bytes))
+        };
+        let classes: Vec<_> = self.copies.iter().filter(|class| class.chunks > 0).map(class).collect();
+        if classes.is_empty() { "none".to_owned() } else { classes.join(", ") }
     }
 
     /// The answer at a glance.
@@ -343,7 +442,8 @@ impl Status {
                 chunks.total, chunks.full, chunks.under_replicated, chunks.endangered, chunks.missing
             ),
         ));
-        facts.push(("repair", format!("{} running, {} waiting", self.repair.active, self.repair.queue)));
+        facts.push(("copies", self.copies_words()));
+        facts.push(("repair", self.repair.words()));
         facts.push(("garbage", format!("{} in {}", bytes(self.garbage.bytes), counted(self.garbage.chunks, "chunk"))));
         facts.push(("trash", self.space_held.trash_words()));
         facts.push((
@@ -398,7 +498,30 @@ impl Node {
             used_bytes: wire.used_bytes,
             chunk_count: wire.chunk_count,
             silent_ms: wire.silent_ms,
+            since_ns: wire.since_ns,
+            if_it_fails: Cost {
+                lost_chunks: wire.if_lost.unwrap_or_default().chunks,
+                lost_bytes: wire.if_lost.unwrap_or_default().bytes,
+                endangered_chunks: wire.if_endangered.unwrap_or_default().chunks,
+                endangered_bytes: wire.if_endangered.unwrap_or_default().bytes,
+            },
         }
+    }
+
+    /// What its loss would cost, in words; nothing for a node that does not serve.
+    #[must_use]
+    pub(crate) fn cost(&self) -> String {
+        if self.serves() { self.if_it_fails.words() } else { String::new() }
+    }
+
+    /// Whether its copies count.
+    fn serves(&self) -> bool {
+        matches!(self.state.as_str(), "alive" | "suspect" | "draining")
+    }
+
+    /// Since when it is in its state, for the middle of a sentence.
+    fn since(&self) -> String {
+        if self.since_ns == 0 { String::new() } else { format!(" since {} UTC", utc(self.since_ns)) }
     }
 }
 

@@ -85,6 +85,38 @@ pub(crate) fn utc(time_ns: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
 }
 
+/// The time of `2026-01-31T12:34[:56]` or the same with a space, UTC, in nanoseconds since the Unix epoch.
+///
+/// Source: as [`utc`], days_from_civil.
+#[must_use]
+pub(crate) fn parse_utc(text: &str) -> Option<i64> {
+    let text = text.strip_suffix('Z').unwrap_or(text);
+    let (date, time) = text.split_once(['T', ' ']).unwrap_or((text, "00:00"));
+    let number = |text: &str| text.parse::<i64>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+    let date: Vec<i64> = date.split('-').map(number).collect::<Option<_>>()?;
+    let time: Vec<i64> = time.split(':').map(number).collect::<Option<_>>()?;
+    let [year, month, day] = date[..] else { return None };
+    let (hour, minute, second) = match time[..] {
+        [hour, minute] => (hour, minute, 0),
+        [hour, minute, second] => (hour, minute, second),
+        _ => return None,
+    };
+    let is_time = (1..=9999).contains(&year)
+        && (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && hour < 24
+        && minute < 60
+        && second < 60;
+    if !is_time {
+        return None;
+    }
+    let shifted_year = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (shifted_year.div_euclid(400), shifted_year.rem_euclid(400));
+    let day_of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
+    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    (days * 86_400 + hour * 3600 + minute * 60 + second).checked_mul(1_000_000_000)
+}
+
 /// Which side a column's cells stand at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Align {
@@ -184,6 +216,15 @@ mod tests {
         assert_eq!(utc(951_782_400_000_000_000), "2000-02-29 00:00:00");
         assert_eq!(utc(-1), "1969-12-31 23:59:59");
         assert_eq!(utc(1_798_761_599_000_000_000), "2026-12-31 23:59:59");
+        for time_ns in [0, 951_782_400_000_000_000, 1_798_761_599_000_000_000] {
+            assert_eq!(parse_utc(&utc(time_ns)), Some(time_ns));
+            assert_eq!(parse_utc(&format!("{}Z", utc(time_ns).replace(' ', "T"))), Some(time_ns));
+        }
+        assert_eq!(parse_utc("2000-02-29"), Some(951_782_400_000_000_000));
+        for text in ["", "2026-13-01", "2026-01-01T24:00", "2026-01-01T10", "10m", "2026-1-1-1", "9999999999999-01-01"]
+        {
+            assert_eq!(parse_utc(text), None, "{text}");
+        }
     }
 
     #[test]

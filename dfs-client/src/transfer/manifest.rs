@@ -5,11 +5,11 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, BufRead as _, BufReader, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
-use dfs_common::{ChunkId, ChunkRef, FileId, NodeId, checksum};
+use dfs_common::{ChunkId, ChunkRef, ErrorCode, FileId, NodeId, checksum};
 use serde::{Deserialize, Serialize};
 
 use super::local;
@@ -17,6 +17,8 @@ use crate::Error;
 
 /// Version of the format; another one is not resumed.
 const VERSION: u32 = 1;
+/// A manifest is not read further: twice what the largest file needs. Whatever is behind counts as not stored.
+const MANIFEST_BYTES_MAX: u64 = 1 << 30;
 
 /// What is uploaded to where.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -52,6 +54,21 @@ pub(super) struct Manifest {
 }
 
 impl Head {
+    /// What tells that the local file is not the one that `self` describes any more.
+    fn changes(&self, now: &Self) -> Vec<String> {
+        let mut changes = Vec::new();
+        if self.size != now.size {
+            changes.push(format!("{} bytes, were {}", now.size, self.size));
+        }
+        if self.mtime_ns != now.mtime_ns {
+            changes.push("another modification time".to_owned());
+        }
+        if self.inode != now.inode {
+            changes.push("another inode".to_owned());
+        }
+        changes
+    }
+
     /// Describes the upload of `local` to `remote`.
     ///
     /// # Errors
@@ -91,27 +108,28 @@ pub fn path(dir: &Path, local: &Path, remote: &[u8]) -> PathBuf {
 }
 
 impl Manifest {
-    /// Opens the manifest at `path` for the upload that `head` describes, with the chunks that an earlier run stored if
-    /// `resume` and if that run was of the same content. A chunk size or content that differs starts anew.
+    /// Opens the manifest at `path` for the upload that `head` describes, with what an earlier run stored if `resume`. Without
+    /// it the upload starts anew.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub(super) fn open(path: &Path, head: &Head, resume: bool) -> Result<(Self, Vec<(u64, ChunkRef)>), Error> {
-        let stored = if resume { read(path, head).unwrap_or_default() } else { Vec::new() };
+    /// `WrongCluster` if the earlier run was to another cluster, where it may still be resumed; the file cannot be written.
+    pub(super) fn open(path: &Path, head: &Head, resume: bool) -> Result<(Self, Earlier), Error> {
+        let earlier = if resume { read(path, head)? } else { Earlier::default() };
+        let stored = &earlier.stored;
         let write = || -> io::Result<File> {
             if let Some(dir) = path.parent() {
                 dfs_common::durable::create_dir_all(dir)?;
             }
             let mut text = serde_json::to_vec(head)?;
             text.push(b'\n');
-            for (index, chunk) in &stored {
+            for (index, chunk) in stored {
                 append(&mut text, *index, FileId([0; 16]), chunk)?;
             }
             dfs_common::durable::write_file(path, &text)?;
             OpenOptions::new().append(true).open(path)
         };
         let file = write().map_err(|e| local("writing the manifest", path, &e))?;
-        Ok((Self { path: path.to_owned(), file }, stored))
+        Ok((Self { path: path.to_owned(), file }, earlier))
     }
 
     /// Notes a stored chunk, durably.
@@ -151,14 +169,65 @@ fn append(text: &mut Vec<u8>, index: u64, file_id: FileId, chunk: &ChunkRef) -> 
     Ok(())
 }
 
-/// The chunks of an earlier run, if it was of the same upload. Anything unreadable counts as not stored.
-fn read(path: &Path, head: &Head) -> Option<Vec<(u64, ChunkRef)>> {
-    let mut lines = BufReader::new(File::open(path).ok()?).lines();
-    let before: Head = serde_json::from_str(&lines.next()?.ok()?).ok()?;
-    if before != *head {
-        return None;
+/// What an earlier run left.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Earlier {
+    /// Chunks by slot. Whether they are still there, and whether the file still has these bytes, is to be seen.
+    pub(super) stored: Vec<(u64, ChunkRef)>,
+    /// What the user should know of it.
+    pub(super) remark: Option<String>,
+}
+
+impl Earlier {
+    fn none(remark: String) -> Self {
+        Self { stored: Vec::new(), remark: Some(remark) }
     }
-    Some(lines.map_while(|line| parse(&line.ok()?, head)).collect())
+}
+
+/// Reads what an earlier run left. What cannot be read counts as not stored, and is named.
+fn read(path: &Path, head: &Head) -> Result<Earlier, Error> {
+    let shown = path.display();
+    let anew = |why: String| Ok(Earlier::none(format!("{why}; everything is sent")));
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return anew(format!("no interrupted upload of {} to this name is noted ({shown})", head.local.display()));
+        }
+        Err(error) => return Err(local("reading the manifest", path, &error)),
+    };
+    let mut lines = BufReader::new(file.take(MANIFEST_BYTES_MAX)).lines();
+    let first = match lines.next() {
+        Some(Ok(first)) => first,
+        Some(Err(error)) => return anew(format!("the manifest {shown} cannot be read ({error})")),
+        None => return anew(format!("the manifest {shown} is empty")),
+    };
+    let before: Head = match serde_json::from_str(&first) {
+        Ok(before) => before,
+        Err(error) => return anew(format!("the manifest {shown} is damaged ({error})")),
+    };
+    if before.version != VERSION {
+        return anew(format!("the manifest {shown} has version {}, known is {VERSION}", before.version));
+    }
+    if before.cluster_id != head.cluster_id {
+        let message = format!(
+            "the manifest {shown} is of an upload to cluster {}, this is cluster {}: resume it there, or upload without resuming",
+            before.cluster_id, head.cluster_id
+        );
+        return Err(Error::new(ErrorCode::WrongCluster, message));
+    }
+    if before.chunk_size != head.chunk_size || (&before.local, &before.remote) != (&head.local, &head.remote) {
+        return anew(format!("the manifest {shown} is of an upload of another file or chunk size"));
+    }
+    let stored: Vec<_> = lines.map_while(|line| parse(&line.ok()?, head)).collect();
+    let changes = before.changes(head);
+    let remark = (!changes.is_empty()).then(|| {
+        let name = head.local.display();
+        format!(
+            "{name} changed since the interrupted upload ({}): only chunks with the same bytes are kept",
+            changes.join(", ")
+        )
+    });
+    Ok(Earlier { stored, remark })
 }
 
 fn parse(line: &str, head: &Head) -> Option<(u64, ChunkRef)> {
@@ -200,27 +269,66 @@ mod tests {
     fn a_torn_line_costs_one_chunk() {
         let (_dir, path, head) = setup();
         let (mut manifest, before) = Manifest::open(&path, &head, true).expect("opens");
-        assert!(before.is_empty());
+        assert!(
+            before.stored.is_empty() && before.remark.is_some_and(|remark| remark.contains("no interrupted upload"))
+        );
         manifest.add(0, FileId([1; 16]), &chunk(1, 100)).expect("writes");
         manifest.add(2, FileId([1; 16]), &chunk(2, 50)).expect("writes");
         manifest.add(1, FileId([1; 16]), &chunk(3, 100)).expect("writes");
         let text = fs::read(&path).expect("read");
         fs::write(&path, &text[..text.len() - 9]).expect("write");
-        let (manifest, stored) = Manifest::open(&path, &head, true).expect("opens");
-        assert_eq!(stored, [(0, chunk(1, 100)), (2, chunk(2, 50))]);
-        let (_, stored) = Manifest::open(&path, &head, true).expect("opens");
-        assert_eq!(stored.len(), 2, "rewritten whole");
+        let (manifest, earlier) = Manifest::open(&path, &head, true).expect("opens");
+        assert_eq!(earlier, Earlier { stored: vec![(0, chunk(1, 100)), (2, chunk(2, 50))], remark: None });
+        let (_, earlier) = Manifest::open(&path, &head, true).expect("opens");
+        assert_eq!(earlier.stored.len(), 2, "rewritten whole");
         manifest.remove().expect("removes");
     }
 
     #[test]
-    fn another_content_is_not_resumed() {
+    fn a_changed_file_is_named() {
         let (_dir, path, head) = setup();
         let (mut manifest, _) = Manifest::open(&path, &head, false).expect("opens");
         manifest.add(0, FileId([1; 16]), &chunk(1, 100)).expect("writes");
         manifest.add(1, FileId([1; 16]), &chunk(1, 99)).expect("writes");
-        let changed = Head { mtime_ns: head.mtime_ns + 1, ..head.clone() };
-        assert_eq!(Manifest::open(&path, &changed, true).expect("opens").1, []);
-        assert_eq!(Manifest::open(&path, &head, true).expect("opens").1, [], "it was replaced");
+        let changed = Head { mtime_ns: head.mtime_ns + 1, inode: 7, size: 260, ..head.clone() };
+        let (_, earlier) = Manifest::open(&path, &changed, true).expect("opens");
+        assert_eq!(earlier.stored, [(0, chunk(1, 100))], "a chunk of a length that its slot cannot have ends the list");
+        let remark = earlier.remark.expect("it is told");
+        for word in ["260 bytes, were 250", "modification time", "another inode"] {
+            assert!(remark.contains(word), "{remark}");
+        }
+    }
+
+    #[test]
+    fn another_cluster_is_refused_and_its_manifest_kept() {
+        let (_dir, path, head) = setup();
+        let (mut manifest, _) = Manifest::open(&path, &head, false).expect("opens");
+        manifest.add(0, FileId([1; 16]), &chunk(1, 100)).expect("writes");
+        let elsewhere = Head { cluster_id: "d".into(), ..head.clone() };
+        let error = Manifest::open(&path, &elsewhere, true).expect_err("another cluster");
+        assert_eq!(error.code, ErrorCode::WrongCluster);
+        assert!(error.message.contains("to cluster c, this is cluster d"), "{error}");
+        assert_eq!(Manifest::open(&path, &head, true).expect("opens").1.stored.len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_manifest_is_named_and_not_believed() {
+        let (_dir, path, head) = setup();
+        for (text, word) in [
+            (&b""[..], "is empty"),
+            (b"{\"version\":1,\"loc", "is damaged"),
+            (b"\xff\xfe\n", "cannot be read"),
+            (b"[]\n", "is damaged"),
+        ] {
+            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            fs::write(&path, text).expect("write");
+            let (_, earlier) = Manifest::open(&path, &head, true).expect("opens");
+            assert!(earlier.stored.is_empty());
+            let remark = earlier.remark.expect("it is told");
+            assert!(remark.contains(word) && remark.contains("everything is sent"), "{remark}");
+        }
+        drop(Manifest::open(&path, &Head { version: 9, ..head.clone() }, false).expect("opens"));
+        let (_, earlier) = Manifest::open(&path, &head, true).expect("opens");
+        assert!(earlier.remark.is_some_and(|remark| remark.contains("version 9")));
     }
 }

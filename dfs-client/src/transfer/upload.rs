@@ -20,7 +20,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
     blocking, local,
-    manifest::{self, Head, Manifest},
+    manifest::{self, Earlier, Head, Manifest},
 };
 use crate::{Created, Dfs, Error, NewFile, cluster::Session, meta::attr, write};
 
@@ -28,6 +28,23 @@ use crate::{Created, Dfs, Error, NewFile, cluster::Session, meta::attr, write};
 const STAT_MAX: usize = 1024;
 /// How often chunks of an earlier run may vanish under a resumed upload before it gives up.
 const ROUNDS_MAX: u32 = 3;
+
+/// What an upload came to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Uploaded {
+    /// Attributes of the published file.
+    pub attr: Attr,
+    /// Chunks of an earlier run that were not sent again.
+    pub reused_chunks: u64,
+    /// Their bytes.
+    pub reused_bytes: u64,
+    /// Chunks that were sent.
+    pub sent_chunks: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// What the user should know of resuming: nothing to resume, the file changed, chunks are gone.
+    pub remarks: Vec<String>,
+}
 
 /// One upload under way.
 struct Upload<'a, P> {
@@ -37,6 +54,10 @@ struct Upload<'a, P> {
     pending: Pending,
     attempts: AtomicU64,
     done: AtomicU64,
+    /// Chunks that were sent, and their bytes.
+    sent: (AtomicU64, AtomicU64),
+    /// Chunks of an earlier run whose bytes the local file does not have any more.
+    changed: AtomicU64,
     /// The pending version has ended.
     ended: AtomicBool,
     progress: P,
@@ -52,8 +73,12 @@ struct Pending {
 /// noted in a manifest in `manifest_dir`; with `resume` the chunks that an earlier, interrupted upload of the same content
 /// has stored are not sent again. `progress(done, total)` is called with bytes.
 ///
+/// A chunk counts as stored only if enough storage nodes say that they have it now, and if its SHA-256 is that of the local
+/// file's bytes now: a manifest that is wrong, or a file that changed, cannot make a wrong copy.
+///
 /// # Errors
-/// The local file cannot be read, is not a regular file, or changed while it was sent; as [`crate::Writer::publish`].
+/// The local file cannot be read, is not a regular file, or changed while it was sent; `WrongCluster` if the manifest is of an
+/// upload to another cluster; as [`crate::Writer::publish`].
 pub async fn upload(
     dfs: &Dfs,
     local: &Path,
@@ -61,11 +86,11 @@ pub async fn upload(
     manifest_dir: &Path,
     resume: bool,
     progress: impl Fn(u64, u64) + Send + Sync,
-) -> Result<Attr, Error> {
+) -> Result<Uploaded, Error> {
     dfs.shared.cluster.session().await?;
     let (cluster_id, chunk_size) = (dfs.cluster_id().to_string(), dfs.settings().chunk_size);
     let (source, target, dir) = (local.to_owned(), remote.to_vec(), manifest_dir.to_owned());
-    let (file, head, meta, manifest, stored) =
+    let (file, head, meta, manifest, earlier) =
         blocking(move || open(&source, &target, &dir, cluster_id, chunk_size, resume)).await?;
     let count = chunk_count(head.size, chunk_size);
     if count > write::CHUNKS_MAX {
@@ -79,17 +104,19 @@ pub async fn upload(
         pending,
         attempts: AtomicU64::new(0),
         done: AtomicU64::new(0),
+        sent: Default::default(),
+        changed: AtomicU64::new(0),
         ended: AtomicBool::new(false),
         progress,
     };
-    let outcome = upload.run(stored, manifest).await;
+    let outcome = upload.run(earlier, manifest).await;
     if outcome.is_err() {
         upload.end().await;
     }
     outcome
 }
 
-type Opened = (File, Head, std::fs::Metadata, Manifest, Vec<(u64, ChunkRef)>);
+type Opened = (File, Head, std::fs::Metadata, Manifest, Earlier);
 
 fn open(
     source: &Path,
@@ -106,8 +133,8 @@ fn open(
     }
     let file = File::open(&head.local).map_err(|e| local("opening", &head.local, &e))?;
     let path: PathBuf = manifest::path(dir, &head.local, target);
-    let (manifest, stored) = Manifest::open(&path, &head, resume)?;
-    Ok((file, head, meta, manifest, stored))
+    let (manifest, earlier) = Manifest::open(&path, &head, resume)?;
+    Ok((file, head, meta, manifest, earlier))
 }
 
 /// Makes the missing directories and a pending version under the last name.
@@ -160,9 +187,18 @@ async fn enter(dfs: &Dfs, parent: InodeId, dir: &[u8], meta: &std::fs::Metadata)
 }
 
 impl<P: Fn(u64, u64) + Send + Sync> Upload<'_, P> {
-    async fn run(&self, stored: Vec<(u64, ChunkRef)>, manifest: Manifest) -> Result<Attr, Error> {
+    async fn run(&self, earlier: Earlier, manifest: Manifest) -> Result<Uploaded, Error> {
+        let Earlier { stored, remark } = earlier;
+        let mut remarks: Vec<String> = remark.into_iter().collect();
+        let noted = stored.iter().map(|(index, _)| index).collect::<std::collections::BTreeSet<_>>().len();
         let manifest = Arc::new(std::sync::Mutex::new(manifest));
         let mut reused: BTreeMap<u64, ChunkRef> = self.present(stored.into_iter().collect()).await?;
+        if reused.len() < noted {
+            let gone = noted - reused.len();
+            remarks.push(format!(
+                "{gone} of {noted} chunks of the earlier upload are not there any more: they are sent again"
+            ));
+        }
         let mut chunks = reused.clone();
         self.advance(chunks.values().map(|chunk| u64::from(chunk.length)).sum());
         for _ in 0..ROUNDS_MAX {
@@ -175,12 +211,30 @@ impl<P: Fn(u64, u64) + Send + Sync> Upload<'_, P> {
             reused = self.present(reused).await?;
             if reused.len() == before {
                 self.finish(manifest).await?;
-                return Ok(attr);
+                return Ok(self.uploaded(attr, &reused, remarks));
             }
             chunks.retain(|index, chunk| reused.contains_key(index) || chunk.replicas.is_empty());
             tracing::info!("chunks of the earlier upload were collected meanwhile; sending them again");
         }
         Err(Error::new(ErrorCode::Io, "stored chunks vanish again and again; upload without --resume"))
+    }
+
+    fn uploaded(&self, attr: Attr, reused: &BTreeMap<u64, ChunkRef>, mut remarks: Vec<String>) -> Uploaded {
+        let changed = self.changed.load(Ordering::Relaxed);
+        if changed > 0 {
+            let name = self.head.local.display();
+            remarks.push(format!(
+                "{changed} chunks of {name} have other bytes than the earlier upload sent: they were sent again"
+            ));
+        }
+        Uploaded {
+            attr,
+            reused_chunks: reused.len() as u64,
+            reused_bytes: reused.values().map(|chunk| u64::from(chunk.length)).sum(),
+            sent_chunks: self.sent.0.load(Ordering::Relaxed),
+            sent_bytes: self.sent.1.load(Ordering::Relaxed),
+            remarks,
+        }
     }
 
     fn advance(&self, bytes: u64) {
@@ -232,8 +286,11 @@ impl<P: Fn(u64, u64) + Send + Sync> Upload<'_, P> {
             if blocking(move || Ok(checksum::sha256(&data) == expected)).await? {
                 return Ok((index, None));
             }
+            self.changed.fetch_add(1, Ordering::Relaxed);
         }
         let chunk = write::store(shared, self.pending.file_id, index, &self.attempts, &data).await?;
+        self.sent.0.fetch_add(1, Ordering::Relaxed);
+        self.sent.1.fetch_add(data.len() as u64, Ordering::Relaxed);
         let (manifest, noted, file_id) = (manifest.clone(), chunk.clone(), self.pending.file_id);
         blocking(move || {
             manifest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(index, file_id, &noted)

@@ -517,4 +517,10 @@ impl AdminService for Service {
     async fn set_repair_limits(&self, _: Request<v1::SetRepairLimitsRequest>) -> Answer<v1::SetRepairLimitsResponse> {
         unsupported()
     }
+    async fn file_writers(&self, _: Request<v1::FileWritersRequest>) -> Answer<v1::FileWritersResponse> {
+        unsupported()
+    }
+    async fn list_events(&self, _: Request<v1::ListEventsRequest>) -> Answer<v1::ListEventsResponse> {
+        unsupported()
+    }
 }

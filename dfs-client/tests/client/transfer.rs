@@ -31,7 +31,8 @@ async fn up_and_down_again() {
         let progress = |done, _| last.store(done, Ordering::SeqCst);
         let attr = transfer::upload(&dfs, &source, b"/a/b c/f", &dir.path().join("m"), false, progress)
             .await
-            .expect("uploads");
+            .expect("uploads")
+            .attr;
         assert_eq!((attr.size, last.load(Ordering::SeqCst)), (len as u64, len as u64));
         let steps = Mutex::new(vec![]);
         transfer::download(&dfs, b"a/b c/f", &out, |done, total| lock(&steps).push((done, total)))
@@ -82,9 +83,12 @@ async fn a_resumed_upload_sends_only_what_is_missing_or_changed() {
     for node in &cluster.storage[..2] {
         lock(&node.disk.chunks).retain(|id, _| dfs_common::ChunkId::from_slice(id).expect("an id").to_string() != lost);
     }
-    let attr = transfer::upload(&dfs, &source, b"f", &manifests, true, |_, _| {}).await.expect("uploads");
+    let uploaded = transfer::upload(&dfs, &source, b"f", &manifests, true, |_, _| {}).await.expect("uploads");
     let sent = (puts(&cluster) - before) as usize;
     assert_eq!(sent, count - lines + 1);
+    assert_eq!((uploaded.sent_chunks, uploaded.reused_chunks), (sent as u64, lines as u64 - 1));
+    assert!(uploaded.remarks[0].starts_with("1 of "), "{:?}", uploaded.remarks);
+    let attr = uploaded.attr;
     let out = dir.path().join("out");
     transfer::download(&dfs, b"f", &out, |_, _| {}).await.expect("downloads");
     assert!(fs::read(&out).expect("read") == data);

@@ -21,7 +21,7 @@ use super::{
     soft::Report,
     trim::Ready,
 };
-use crate::fsm::{Command, Reply, Settings, State};
+use crate::fsm::{Command, Fact, Reply, Settings, State};
 
 /// Chunks in one command: about 200 KiB in the log.
 const BATCH: usize = 4096;
@@ -328,6 +328,7 @@ impl Handle {
         })?;
         for chunks in chunks.chunks(BATCH) {
             self.apply(Command::ReplicasLost { node, chunks: chunks.to_vec() }).await?;
+            self.record_event(Fact::CopiesLost { node, copies: chunks.len() as u64, reason: why.to_owned() });
         }
         // The copies are replaced from now on, not from the next round on.
         self.inner.finished.notify_one();
@@ -374,6 +375,11 @@ impl Handle {
                     soft.planner.trust(*chunk, victim);
                 }
             })?;
+        } else {
+            let length =
+                |chunk: &ChunkId| self.inner.raft.peek(|state| state.chunk(*chunk).map_or(0, |c| u64::from(c.length)));
+            let bytes = chunks.iter().map(length).sum();
+            self.record_event(Fact::CopiesTrimmed { node: victim, copies: chunks.len() as u64, bytes });
         }
         dropped.map(drop)
     }

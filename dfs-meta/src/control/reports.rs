@@ -3,8 +3,8 @@
 use dfs_common::{ChunkId, ErrorCode, NodeId, node::NodeState};
 use dfs_proto::status::RpcError;
 
-use super::{Handle, repair::Cause};
-use crate::fsm::{Command, Receipt, Reply};
+use super::{Handle, repair::Cause, unix_now_ns};
+use crate::fsm::{Command, Fact, Receipt, Reply};
 
 /// Outcome of a repair job as its source reports it.
 #[derive(Clone, Debug)]
@@ -63,7 +63,16 @@ impl Handle {
         // references any more is found by the inventory.
         let replicas: Vec<_> = results.iter().filter(|r| r.failure.is_none()).map(|r| (r.chunk, r.target)).collect();
         if !replicas.is_empty() {
+            let before: Vec<(u32, u64)> = self.inner.raft.peek(|state| {
+                let record =
+                    |(chunk, _): &(ChunkId, NodeId)| state.chunk(*chunk).map(|c| (c.live, u64::from(c.length)));
+                replicas.iter().filter_map(record).collect()
+            });
             self.apply(Command::ReplicasAdded { replicas }).await?;
+            let now_ns = unix_now_ns();
+            for (live, bytes) in before {
+                self.record_event(Fact::RepairProgress { live, chunks: 1, bytes, from_ns: now_ns, to_ns: now_ns });
+            }
         }
         for RepairResult { chunk, target, failure, .. } in &results {
             match failure {
@@ -74,6 +83,8 @@ impl Handle {
                 }
                 Some(Cause { code, message }) => {
                     tracing::info!(%chunk, %source, %target, %code, message, "repair failed, it is tried again");
+                    let (chunk, target, reason) = (*chunk, *target, format!("{code}: {message}"));
+                    self.record_event(Fact::RepairFailed { chunk, source, target, reason, failures: 1 });
                 }
             }
         }
@@ -107,10 +118,16 @@ impl Handle {
             // Reported before, or by somebody with an old layout.
             None => return Ok(()),
             Some(0) => {
+                self.record_event(Fact::CopyCorrupt { chunk, node, reason: reason.clone(), last: true });
                 tracing::error!(%chunk, %node, reason, missing, "the last live copy of a chunk is bad, it is kept");
                 return Ok(());
             }
             Some(_) => tracing::warn!(%chunk, %node, reason, missing, "a copy of a chunk is bad, it is replaced"),
+        }
+        if missing {
+            self.record_event(Fact::CopiesLost { node, copies: 1, reason: reason.clone() });
+        } else {
+            self.record_event(Fact::CopyCorrupt { chunk, node, reason: reason.clone(), last: false });
         }
         let quorum = self.inner.raft.peek(|state| state.settings().write_quorum);
         self.lead(|soft, now| {

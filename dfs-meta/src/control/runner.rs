@@ -15,7 +15,7 @@ use super::{
     unix_now_ns,
 };
 use crate::{
-    fsm::{Command, Node, Reply, State},
+    fsm::{Command, Fact, Node, Reply, State},
     raft::Leadership,
 };
 
@@ -36,6 +36,10 @@ const TRIM_WINDOW: usize = 512;
 
 /// Runs the control loops until `cancel`. Rests while this node does not lead.
 pub async fn run(handle: Handle, cancel: CancellationToken) {
+    tokio::join!(run_rounds(&handle, &cancel), handle.propose_events(&cancel));
+}
+
+async fn run_rounds(handle: &Handle, cancel: &CancellationToken) {
     let mut leadership = handle.inner.leadership.clone();
     let mut ticks = tokio::time::interval(handle.settings().tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -73,11 +77,14 @@ pub async fn run(handle: Handle, cancel: CancellationToken) {
 
 impl Handle {
     fn observe(&self, leadership: &mut watch::Receiver<Leadership>) {
-        let Leadership { is_leader, term, .. } = *leadership.borrow_and_update();
+        let Leadership { is_leader, term, leader } = leadership.borrow_and_update().clone();
         if is_leader {
             // The soft state is made now, so that grace periods count from here.
             if self.lead(|_, _| ()).is_ok() {
                 tracing::info!(term, "control loops start");
+                if let Some(me) = leader {
+                    self.record_event(Fact::LeaderChanged { raft_id: me.raft_id, name: me.name, term });
+                }
             }
         } else {
             self.step_down();
@@ -116,7 +123,10 @@ impl Handle {
             let who = self.inner.raft.peek(|state| state.session(*session).map(|s| s.description.clone()));
             tracing::info!(%session, client = who.unwrap_or_default(), "session was not renewed, it ends");
         }
+        let left: Vec<_> =
+            self.inner.raft.peek(|state| expired.iter().flat_map(|id| state.held_by_session(*id)).collect());
         self.apply(Command::ExpireSessions { sessions: expired.clone() }).await?;
+        self.left_behind(left);
         self.lead(|soft, _| expired.into_iter().for_each(|session| soft.sessions.closed(session)))
     }
 
@@ -326,7 +336,12 @@ impl Handle {
             let Some(node) = of_node.first().map(|due| due.node) else { continue };
             let chunks: Vec<_> = of_node.iter().map(|due| (due.chunk, due.file)).collect();
             tracing::info!(%node, chunks = chunks.len(), "chunks that no version lists are deleted");
+            let found = chunks.len() as u64;
             if let Reply::Chunks { skipped } = self.apply(Command::DoomUnknown { node, chunks }).await? {
+                let copies = found.saturating_sub(skipped.len() as u64);
+                if copies > 0 {
+                    self.record_event(Fact::CopiesEvicted { node, copies, reason: "no version lists them".into() });
+                }
                 settled.extend(of_node.iter().filter(|due| !skipped.contains(&due.chunk)).map(|d| (node, d.chunk)));
             }
         }

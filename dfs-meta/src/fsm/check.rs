@@ -31,6 +31,7 @@ pub fn check(state: &State) -> Result<(), Vec<String>> {
     check.replicas();
     check.figures();
     check.sessions_and_nodes();
+    check.faults.extend(state.events.faults());
     if check.faults.is_empty() { Ok(()) } else { Err(check.faults) }
 }
 
@@ -269,6 +270,8 @@ impl Check<'_> {
         self.require(is_ordered, || "the order of danger is wrong".to_owned());
         let is_indexed = self.state.excessive == recounted.excessive;
         self.require(is_indexed, || "chunks with too many copies are not indexed".to_owned());
+        let (said_risks, counted_risks) = (&self.state.risks, &recounted.risks);
+        self.require(said_risks == counted_risks, || format!("risks {said_risks:?}, counted {counted_risks:?}"));
         self.require(said.chunks == said.full + said.under_replicated + said.missing, || format!("{said:?}"));
     }
 

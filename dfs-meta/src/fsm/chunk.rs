@@ -73,6 +73,7 @@ impl Standing {
         if self.published {
             change(&mut counters.chunks, 1);
             change(&mut counters.published_bytes, self.length);
+            counters.by_live[self.live.min(4) as usize].count(self.length, enter);
             match self.live {
                 live if live >= wanted => {
                     change(&mut counters.full, 1);
@@ -95,21 +96,25 @@ impl Standing {
 impl State {
     /// Changes the record of a chunk, if there is one, and everything that follows from it.
     pub(super) fn change_chunk(&mut self, id: ChunkId, change: impl FnOnce(&mut Chunk)) {
-        if self.edit_chunk(id, change) {
+        if self.edit_chunk(id, None, change) {
             self.doom(id);
         }
     }
 
     /// The same for a change that leaves the references as they are: a record that has none yet is left for its caller to
-    /// finish. Says whether it has none.
-    fn edit_chunk(&mut self, id: ChunkId, change: impl FnOnce(&mut Chunk)) -> bool {
+    /// finish. `moved` is a node whose copies begin (`true`) or cease to count. Says whether it has none.
+    fn edit_chunk(&mut self, id: ChunkId, moved: Option<(NodeId, bool)>, change: impl FnOnce(&mut Chunk)) -> bool {
         let wanted = self.settings.replication;
+        let stake = self.chunks.get(&id).and_then(|chunk| self.stake(chunk, moved, false));
         let Some(chunk) = self.chunks.get_mut(&id) else { return false };
         let before = Standing::of(chunk);
         change(chunk);
         let after = Standing::of(chunk);
         let has_none = chunk.refs() == 0;
         if before != after {
+            stake.iter().for_each(|stake| self.count_stake(stake, false));
+            let stake = self.chunks.get(&id).and_then(|chunk| self.stake(chunk, moved, true));
+            stake.iter().for_each(|stake| self.count_stake(stake, true));
             before.count(&mut self.counters, wanted, false);
             after.count(&mut self.counters, wanted, true);
             if before.is_short(wanted) {
@@ -134,6 +139,16 @@ impl State {
             self.chunks_by_node.remove(&(node, id));
             self.count_on_node(node, chunk.length, false);
             self.add_doomed(node, id, chunk.length);
+        }
+    }
+
+    /// Forgets a chunk whose last reference was a pending version, and leaves its copies where they are: as copies that no version
+    /// lists, they wait for their grace time, in which a resumed upload may list them again.
+    pub(super) fn forget_chunk(&mut self, id: ChunkId) {
+        let Some(chunk) = self.chunks.remove(&id) else { return };
+        for node in chunk.replicas {
+            self.chunks_by_node.remove(&(node, id));
+            self.count_on_node(node, chunk.length, false);
         }
     }
 
@@ -167,7 +182,7 @@ impl State {
         let is_live = self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state));
         self.chunks_by_node.insert((node, id));
         self.count_on_node(node, length, true);
-        self.edit_chunk(id, |chunk| {
+        self.edit_chunk(id, None, |chunk| {
             chunk.replicas.insert(at, node);
             chunk.live += u32::from(is_live);
         });
@@ -179,15 +194,15 @@ impl State {
         let is_live = self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state));
         self.chunks_by_node.remove(&(node, id));
         self.count_on_node(node, length, false);
-        self.edit_chunk(id, |chunk| {
+        self.edit_chunk(id, None, |chunk| {
             chunk.replicas.remove(at);
             chunk.live = chunk.live.saturating_sub(u32::from(is_live));
         });
     }
 
     /// A copy began or ceased to count.
-    fn change_live(&mut self, id: ChunkId, more: bool) {
-        self.edit_chunk(id, |chunk| {
+    fn change_live(&mut self, id: ChunkId, node: NodeId, more: bool) {
+        self.edit_chunk(id, Some((node, more)), |chunk| {
             chunk.live = if more { chunk.live.saturating_add(1) } else { chunk.live.saturating_sub(1) };
         });
     }
@@ -218,7 +233,7 @@ impl State {
         let held = self.chunks_by_node.clone();
         let first = (node, ChunkId([0; 32]));
         for (_, id) in held.range(first..).take_while(|(holder, _)| *holder == node) {
-            self.change_live(*id, more);
+            self.change_live(*id, node, more);
         }
     }
 
@@ -247,7 +262,9 @@ impl State {
         self.counters = Counters::default();
         self.endangered.clear();
         self.excessive.clear();
-        for (id, chunk) in &self.chunks {
+        self.risks.clear();
+        // A clone costs nothing, and lets the figures change while it is walked.
+        for (id, chunk) in &self.chunks.clone() {
             let standing = Standing::of(chunk);
             standing.count(&mut self.counters, wanted, true);
             if standing.is_short(wanted) {
@@ -256,6 +273,7 @@ impl State {
             if standing.is_excessive(wanted) {
                 self.excessive.insert(*id);
             }
+            self.stake(chunk, None, true).iter().for_each(|stake| self.count_stake(stake, true));
         }
     }
 

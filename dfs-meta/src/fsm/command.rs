@@ -10,6 +10,8 @@ use dfs_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::event::Fact;
+
 /// One Raft entry: commands that the leader gathered, with the time and the random bits they are applied with.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Batch {
@@ -185,6 +187,11 @@ pub enum Command {
     SetRepairLimits {
         /// The new ones.
         limits: RepairLimits,
+    },
+    /// The leader saw what belongs into the event log.
+    RecordEvents {
+        /// In order.
+        facts: Vec<Fact>,
     },
 }
 
@@ -379,6 +386,11 @@ pub enum Op {
         parent: InodeId,
         /// Name in it; it must be free.
         name: Vec<u8>,
+    },
+    /// Drops a pending version whose chunks another one may list soon: they wait for the grace time of unknown chunks.
+    LeaveFile {
+        /// The pending version.
+        file_id: FileId,
     },
 }
 

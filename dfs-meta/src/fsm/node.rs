@@ -6,7 +6,8 @@ use dfs_common::{ErrorCode, NodeId, Uuid, node::NodeState};
 
 use super::{
     command::{Outcome, Refusal, Reply},
-    record::{Node, counts_as_live},
+    event::Fact,
+    record::{Counters, Node, counts_as_live},
     state::State,
 };
 
@@ -27,17 +28,25 @@ impl State {
     pub(super) fn register_node(&mut self, now_ns: i64, asked: &Registration<'_>) -> Outcome {
         let known = self.nodes_by_uuid.get(&asked.uuid).copied();
         self.check_registration(known, asked)?;
-        let rivals: Vec<NodeId> = self.rivals(known, asked).map(|node| node.id).collect();
-        for rival in rivals {
+        let rivals: Vec<(NodeId, u64)> = self.rivals(known, asked).map(|node| (node.id, node.chunk_count)).collect();
+        for (rival, copies) in rivals {
             self.change_state(now_ns, rival, NodeState::Dead);
+            if known.is_none() {
+                self.event(now_ns, Fact::NodeWiped { node: rival, copies });
+            }
         }
         let id = known.unwrap_or_else(|| self.add_node(now_ns, asked));
+        let is_new_process = self.node(id).is_some_and(|node| node.incarnation != asked.incarnation);
         if let Some(node) = self.nodes.get_mut(&id).map(Arc::make_mut) {
             asked.name.clone_into(&mut node.name);
             asked.address.clone_into(&mut node.address);
             asked.rack.clone_into(&mut node.rack);
             node.capacity_bytes = asked.capacity_bytes;
             node.incarnation = asked.incarnation;
+        }
+        if is_new_process || known.is_none() {
+            let address = asked.address.to_owned();
+            self.event(now_ns, Fact::NodeRegistered { node: id, address, created: known.is_none() });
         }
         // A node that is drained is still to be drained after a restart.
         if self.nodes.get(&id).is_some_and(|node| node.state != NodeState::Draining) {
@@ -137,7 +146,8 @@ impl State {
         if node.state == state {
             return;
         }
-        let (was_live, is_live) = (counts_as_live(node.state), counts_as_live(state));
+        let (from, copies) = (node.state, node.chunk_count);
+        let (was_live, is_live) = (counts_as_live(from), counts_as_live(state));
         (node.state, node.since_ns) = (state, now_ns);
         if was_live != is_live {
             self.change_live_on(id, is_live);
@@ -145,6 +155,8 @@ impl State {
         if state == NodeState::Decommissioned {
             self.forget_copies_on(id);
         }
+        let Counters { endangered, missing, .. } = self.counters;
+        self.event(now_ns, Fact::NodeState { node: id, from, to: state, copies, endangered, missing });
     }
 
     /// A copy on a node came into or left the records.

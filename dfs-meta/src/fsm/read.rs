@@ -253,6 +253,31 @@ impl State {
         self.pending.get(&file_id)
     }
 
+    /// Chunks that only a pending version holds, with their nodes: what it leaves behind when it ends.
+    #[must_use]
+    pub fn held_by(&self, file_id: FileId) -> Vec<(NodeId, ChunkId, FileId)> {
+        let held = self.pending.get(&file_id).map(|pending| pending.held.iter());
+        let only = held.into_iter().flatten().filter_map(|id| Some((*id, self.chunks.get(id)?)));
+        only.filter(|(_, chunk)| chunk.refs() == 1)
+            .flat_map(|(id, chunk)| chunk.replicas.iter().map(move |node| (*node, id, file_id)))
+            .collect()
+    }
+
+    /// The same for all pending versions of a session.
+    #[must_use]
+    pub fn held_by_session(&self, session: SessionId) -> Vec<(NodeId, ChunkId, FileId)> {
+        let files = self.pending_by_session.range((session, FileId([0; 16]))..);
+        files.take_while(|(of, _)| *of == session).flat_map(|(_, file)| self.held_by(*file)).collect()
+    }
+
+    /// Versions of a file that are being written.
+    pub fn writers_of(&self, ino: InodeId) -> impl Iterator<Item = (FileId, &Pending)> + '_ {
+        self.pending_by_ino
+            .range((ino, FileId([0; 16]))..)
+            .take_while(move |(of, _)| *of == ino)
+            .filter_map(|(_, id)| Some((*id, self.pending.get(id)?)))
+    }
+
     /// Garbage versions with when they were freed (nanoseconds), oldest first.
     pub fn garbage(&self) -> impl Iterator<Item = (i64, FileId)> + '_ {
         self.garbage_by_age.iter().copied()

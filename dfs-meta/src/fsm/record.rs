@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::{
     command::Outcome,
     name::{Entry, Name},
+    risk::Figure,
     version::Standing,
 };
 
@@ -138,6 +139,14 @@ pub struct Pending {
     pub opened_ns: i64,
     /// Chunks that primaries reported for it and that no publication of it listed: each holds a reference.
     pub(super) held: OrdSet<ChunkId>,
+}
+
+impl Pending {
+    /// Chunks that were reported for it and that no publication of it listed.
+    #[must_use]
+    pub fn held_count(&self) -> u64 {
+        self.held.len() as u64
+    }
 }
 
 /// A chunk that something references.
@@ -312,4 +321,6 @@ pub struct Counters {
     pub lacking_copies: u64,
     /// Bytes of these copies.
     pub lacking_bytes: u64,
+    /// The chunks that current versions list by their live copies: none, one, two, three, more.
+    pub by_live: [Figure; 5],
 }

@@ -9,6 +9,7 @@ use super::{
     command::{Op, Outcome, Refusal, Reply},
     record::Session,
     state::State,
+    version::Remains,
 };
 
 /// Most outcomes kept for one session. A client acknowledges with every call, so it has at most as many open as it has calls
@@ -53,7 +54,8 @@ impl State {
             .map(|(_, file)| *file)
             .collect();
         for file_id in pending {
-            self.end_pending(now_ns, file_id);
+            // A client that died may come again and go on with its upload.
+            self.end_pending(now_ns, file_id, Remains::Left);
         }
     }
 

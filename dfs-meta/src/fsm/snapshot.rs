@@ -22,6 +22,7 @@ use smallvec::SmallVec;
 
 use super::{
     command::{Outcome, RepairLimits, Settings},
+    event::{Event, EventLog},
     name::Name,
     record::{Body, Chunk, Inode, Node, Origin, Pending, Session, Trashed, Unpublished, Version, counts_as_live},
     state::State,
@@ -161,6 +162,11 @@ enum Record {
         origin: Origin,
     },
     RepairLimits(RepairLimits),
+    /// Number of the newest event; the events that are kept follow in order.
+    Events {
+        last: u64,
+    },
+    Event(Arc<Event>),
 }
 
 struct Output<W: Write> {
@@ -215,6 +221,10 @@ impl State {
         self.write_sessions(&mut out)?;
         self.write_tree(&mut out)?;
         self.write_content(&mut out)?;
+        out.put(&Record::Events { last: self.events.last() })?;
+        for event in self.events.events() {
+            out.put(&Record::Event(Arc::clone(event)))?;
+        }
         let records = out.records;
         out.put(&Record::End { records })?;
         out.sink.flush()
@@ -425,6 +435,11 @@ impl Input {
                 state.repair_limits = limits;
                 Ok(())
             }
+            Record::Events { last } => {
+                state.events = EventLog::behind(last);
+                Ok(())
+            }
+            Record::Event(event) => state.events.restore(event),
             Record::End { .. } => Ok(()),
             Record::Trashed { id, entry } => {
                 ensure(!state.trash.contains_key(&id), "an entry of the trash twice")?;

@@ -10,8 +10,10 @@ use imbl::{OrdMap, OrdSet};
 
 use super::{
     command::{Batch, Command, Op, Outcome, Refusal, RepairLimits, Reply, Settings},
+    event::{EventLog, Fact},
     name::Name,
     record::{Body, Chunk, Counters, DoomedOn, Inode, Node, Origin, Pending, Session, Trashed, Unpublished, Version},
+    risk::Risk,
     trash::Cursor,
 };
 
@@ -75,6 +77,12 @@ pub struct State {
     /// Index of `sessions`.
     pub(super) sessions_by_client: OrdMap<Uuid, SessionId>,
 
+    /// Index of the chunks with one or two live copies: what the loss of each node would cost.
+    pub(super) risks: OrdMap<NodeId, Risk>,
+
+    /// What happened, for the administrator.
+    pub(super) events: EventLog,
+
     /// Derived figures that no map's length gives.
     pub(super) counters: Counters,
 }
@@ -135,6 +143,8 @@ impl State {
             nodes_by_uuid: OrdMap::new(),
             sessions: OrdMap::new(),
             sessions_by_client: OrdMap::new(),
+            risks: OrdMap::new(),
+            events: EventLog::default(),
             counters: Counters::default(),
         }
     }
@@ -182,6 +192,10 @@ impl State {
             Command::SetTrashRetention { retention_ns } => self.set_trash_retention(*retention_ns),
             Command::DropTrash { file_ids } => Ok(self.drop_trash(file_ids)),
             Command::SetRepairLimits { limits } => self.set_repair_limits(*limits),
+            Command::RecordEvents { facts } => {
+                facts.iter().for_each(|fact| self.event(now_ns, fact.clone()));
+                Ok(Reply::Done)
+            }
         }
     }
 
@@ -224,6 +238,7 @@ impl State {
             }
             Op::AbortFile { file_id } => self.abort_file(now_ns, session, *file_id),
             Op::Restore { file_id, parent, name } => self.restore(now_ns, *file_id, *parent, name),
+            Op::LeaveFile { file_id } => self.leave_file(now_ns, session, *file_id),
         }
     }
 
@@ -237,6 +252,8 @@ impl State {
         }
         self.cluster_id = Some(cluster_id);
         self.set_replication(settings);
+        let Settings { chunk_size, replication, write_quorum } = settings;
+        self.event(now_ns, Fact::ClusterMade { replication, write_quorum, chunk_size });
         if let Some(root) = self.inode_mut(InodeId::ROOT) {
             (root.atime_ns, root.mtime_ns, root.ctime_ns) = (now_ns, now_ns, now_ns);
         }

@@ -24,6 +24,15 @@ use super::{
     state::State,
 };
 
+/// What becomes of the chunks that only an ended pending version held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Remains {
+    /// Deleted at once.
+    Doomed,
+    /// Copies that no version lists: they wait for their grace time.
+    Left,
+}
+
 /// What a writer publishes.
 pub(super) struct Content<'a> {
     pub(super) size: u64,
@@ -88,7 +97,16 @@ impl State {
     pub(super) fn abort_file(&mut self, now_ns: i64, session: SessionId, file_id: FileId) -> Outcome {
         if self.pending.contains_key(&file_id) {
             self.own_pending(session, file_id)?;
-            self.end_pending(now_ns, file_id);
+            self.end_pending(now_ns, file_id, Remains::Doomed);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// As [`Self::abort_file`], but another pending version may list the chunks soon.
+    pub(super) fn leave_file(&mut self, now_ns: i64, session: SessionId, file_id: FileId) -> Outcome {
+        if self.pending.contains_key(&file_id) {
+            self.own_pending(session, file_id)?;
+            self.end_pending(now_ns, file_id, Remains::Left);
         }
         Ok(Reply::Done)
     }
@@ -101,11 +119,16 @@ impl State {
     }
 
     /// Forgets a pending version: what it held, and its inode when that has neither names nor other writers.
-    pub(super) fn end_pending(&mut self, now_ns: i64, file_id: FileId) {
+    pub(super) fn end_pending(&mut self, now_ns: i64, file_id: FileId, remains: Remains) {
         let Some(pending) = self.pending.remove(&file_id) else { return };
         self.pending_by_ino.remove(&(pending.ino, file_id));
         self.pending_by_session.remove(&(pending.session, file_id));
         for chunk in &pending.held {
+            let is_last = self.chunks.get(chunk).is_some_and(|chunk| chunk.refs() == 1);
+            if is_last && remains == Remains::Left {
+                self.forget_chunk(*chunk);
+                continue;
+            }
             self.change_chunk(*chunk, |chunk| chunk.held = chunk.held.saturating_sub(1));
         }
         self.reap(now_ns, pending.ino);
@@ -144,7 +167,7 @@ impl State {
         };
         let reply = Reply::Mutated { attr: self.attr(ino), file_id: Some(published), existed: false };
         if done {
-            self.end_pending(now_ns, file_id);
+            self.end_pending(now_ns, file_id, Remains::Doomed);
         }
         Ok(reply)
     }

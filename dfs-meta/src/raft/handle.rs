@@ -129,6 +129,12 @@ impl Handle {
         self.core.leadership.subscribe()
     }
 
+    /// Number of the newest event in this node's own state, and every change of it.
+    #[must_use]
+    pub fn newest_event(&self) -> watch::Receiver<u64> {
+        self.core.replica.newest_event()
+    }
+
     /// The error that a call to a node that does not lead gets: `NotLeader` with the leader's address, if known.
     #[must_use]
     pub fn not_leader(&self) -> RpcError {

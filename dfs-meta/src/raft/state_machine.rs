@@ -8,6 +8,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use dfs_common::ClusterId;
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError, storage::RaftStateMachine};
 
+use tokio::sync::watch;
+
 use super::types::{Applied, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, TypeConfig};
 use crate::{
     fsm::State,
@@ -31,6 +33,8 @@ struct Position {
 pub(crate) struct Replica {
     position: Arc<RwLock<Position>>,
     snapshots: Arc<SnapshotDir>,
+    /// Number of the newest event in the state.
+    newest_event: Arc<watch::Sender<u64>>,
 }
 
 impl Replica {
@@ -55,7 +59,8 @@ impl Replica {
             now_ns: head.now_ns,
             snapshot: Some(head.meta),
         });
-        Ok(Self { position: Arc::new(RwLock::new(position)), snapshots })
+        let newest_event = Arc::new(watch::Sender::new(position.state.last_event()));
+        Ok(Self { position: Arc::new(RwLock::new(position)), snapshots, newest_event })
     }
 
     /// Runs `f` on the state.
@@ -76,6 +81,15 @@ impl Replica {
     /// The cluster's id, once it was agreed on.
     pub(crate) fn cluster_id(&self) -> Option<ClusterId> {
         self.read().state.cluster_id()
+    }
+
+    /// Number of the newest event, and every change of it.
+    pub(crate) fn newest_event(&self) -> watch::Receiver<u64> {
+        self.newest_event.subscribe()
+    }
+
+    fn tell_newest_event(&self, number: u64) {
+        self.newest_event.send_if_modified(|last| std::mem::replace(last, number) != number);
     }
 
     // A panic while applying ends openraft's task, and with it the node; readers must not hang or panic until then.
@@ -120,6 +134,7 @@ impl Replica {
             position.now_ns = position.now_ns.max(now_ns);
             position.membership = meta.last_membership.clone();
             position.snapshot = Some(meta);
+            self.tell_newest_event(state.last_event());
             std::mem::replace(&mut position.state, state)
         };
         // Freeing millions of nodes takes a while.
@@ -159,7 +174,11 @@ impl RaftStateMachine<TypeConfig> for Replica {
         I::IntoIter: OptionalSend,
     {
         let mut position = self.write();
-        Ok(entries.into_iter().map(|entry| position.apply(entry)).collect())
+        let applied = entries.into_iter().map(|entry| position.apply(entry)).collect();
+        let newest = position.state.last_event();
+        drop(position);
+        self.tell_newest_event(newest);
+        Ok(applied)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {

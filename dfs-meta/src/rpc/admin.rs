@@ -1,6 +1,6 @@
 //! What the administrator asks. All figures are kept, none is counted here.
 
-use dfs_common::NodeId;
+use dfs_common::{FileId, InodeId, NodeId};
 use dfs_proto::{
     convert::{id_bytes, state_to_wire},
     status::RpcError,
@@ -9,22 +9,26 @@ use dfs_proto::{
 
 use super::{Service, repair::figures_to_wire, session::millis, trash::retention_ms};
 use crate::{
-    control::{Held, NodeFigures},
-    fsm::{Counters, DoomedOn, Node},
+    control::{Held, NodeFigures, unix_now_ns},
+    fsm::{Counters, DoomedOn, Figure, Node, Pending, Risk},
     raft::MemberStatus,
 };
+
+/// Writers of one file that are named.
+const WRITERS_MAX: usize = 1000;
 
 impl Service {
     pub(super) async fn handle_cluster_status(
         &self,
         _: v1::ClusterStatusRequest,
     ) -> Result<v1::ClusterStatusResponse, RpcError> {
-        let (cluster_id, settings, counters, nodes, doomed, retention_ms) = self
+        let (cluster_id, settings, counters, nodes, risks, doomed, retention_ms) = self
             .raft
             .read(|state| {
                 let nodes: Vec<Node> = state.nodes().cloned().collect();
+                let risks: Vec<Risk> = nodes.iter().map(|node| state.risk(node.id)).collect();
                 let doomed: Vec<_> = state.doomed_on().collect();
-                (state.cluster_id(), state.settings(), state.counters(), nodes, doomed, retention_ms(state))
+                (state.cluster_id(), state.settings(), state.counters(), nodes, risks, doomed, retention_ms(state))
             })
             .await?;
         let figures = self.control.figures(&nodes)?;
@@ -41,7 +45,7 @@ impl Service {
             cluster_id: cluster_id.map(|id| id_bytes(id.as_bytes())).unwrap_or_default(),
             leader,
             members: members.into_iter().map(member_to_wire).collect(),
-            nodes: nodes.iter().zip(figures).map(|(node, figures)| node_to_wire(node, figures)).collect(),
+            nodes: nodes.iter().zip(figures).zip(risks).map(|((node, f), risk)| node_to_wire(node, f, risk)).collect(),
             chunks: Some(chunks_to_wire(counters)),
             inodes: counters.inodes,
             sessions: counters.sessions,
@@ -59,6 +63,8 @@ impl Service {
                 write_quorum: settings.write_quorum,
                 chunk_size: settings.chunk_size,
             }),
+            copies: copies_to_wire(&counters),
+            now_ns: unix_now_ns(),
         })
     }
 
@@ -80,6 +86,24 @@ impl Service {
             leader: status.leader.map(|leader| leader.name).unwrap_or_default(),
             cluster_id: self.raft.cluster_id().map(|id| id_bytes(id.as_bytes())).unwrap_or_default(),
         })
+    }
+
+    pub(super) async fn handle_file_writers(
+        &self,
+        request: v1::FileWritersRequest,
+    ) -> Result<v1::FileWritersResponse, RpcError> {
+        let writers = self.raft.read(|state| {
+            let writer = |(file_id, pending): (FileId, &Pending)| v1::FileWriter {
+                file_id: id_bytes(file_id.as_bytes()),
+                session_id: pending.session.0,
+                client: state.session(pending.session).map(|s| s.description.clone()).unwrap_or_default(),
+                opened_ns: pending.opened_ns,
+                publications: pending.publications,
+                chunks: pending.held_count(),
+            };
+            state.writers_of(InodeId(request.ino)).take(WRITERS_MAX).map(writer).collect()
+        });
+        Ok(v1::FileWritersResponse { writers: writers.await? })
     }
 
     pub(super) async fn handle_trigger_snapshot(
@@ -105,7 +129,7 @@ fn member_to_wire(status: MemberStatus) -> v1::MetaMember {
     }
 }
 
-fn node_to_wire(node: &Node, figures: NodeFigures) -> v1::NodeStatus {
+fn node_to_wire(node: &Node, figures: NodeFigures, risk: Risk) -> v1::NodeStatus {
     v1::NodeStatus {
         node_id: node.id.0,
         name: node.name.clone(),
@@ -117,7 +141,19 @@ fn node_to_wire(node: &Node, figures: NodeFigures) -> v1::NodeStatus {
         chunk_count: figures.chunk_count,
         silent_ms: millis(figures.silent),
         node_uuid: id_bytes(node.uuid.as_bytes()),
+        since_ns: node.since_ns,
+        if_lost: Some(figure_to_wire(risk.lost)),
+        if_endangered: Some(figure_to_wire(risk.endangered)),
     }
+}
+
+fn figure_to_wire(figure: Figure) -> v1::ChunkClass {
+    v1::ChunkClass { chunks: figure.chunks, bytes: figure.bytes }
+}
+
+fn copies_to_wire(counters: &Counters) -> Vec<v1::CopyClass> {
+    let class = |(live, figure): (u32, &Figure)| v1::CopyClass { live, chunks: figure.chunks, bytes: figure.bytes };
+    (0..).zip(&counters.by_live).map(class).collect()
 }
 
 pub(super) fn chunks_to_wire(counters: Counters) -> v1::ChunkCounts {

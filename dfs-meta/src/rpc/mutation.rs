@@ -20,15 +20,19 @@ impl Service {
             return Err(invalid("sequence numbers start at 1"));
         }
         let wire = request.op.ok_or_else(|| invalid("a mutation without an operation that this version knows"))?;
-        let keeps_chunks = matches!(wire, mutate_request::Op::AbortFile(v1::AbortFile { keep_chunks: true, .. }));
         let op = op(wire)?;
         let ends = match &op {
-            Op::AbortFile { file_id } | Op::CommitFile { file_id, done: true, .. } if !keeps_chunks => Some(*file_id),
+            Op::AbortFile { file_id } | Op::CommitFile { file_id, done: true, .. } => Some(*file_id),
             _ => None,
+        };
+        let left = match &op {
+            Op::LeaveFile { file_id } => self.raft.peek(|state| state.held_by(*file_id)),
+            _ => Vec::new(),
         };
         let command =
             Command::Mutate { session: SessionId(request.session_id), seq: request.seq, acked: request.acked, op };
         let reply = self.control.apply(command).await?;
+        self.control.left_behind(left);
         if let Some(file) = ends {
             // A leader that was replaced meanwhile need not know: the grace time does the same later.
             let _ = self.control.writer_ended(file);
@@ -90,7 +94,10 @@ fn op(wire: mutate_request::Op) -> Result<Op, RpcError> {
         Wire::RemoveXattr(v1::RemoveXattr { ino, name }) => Op::RemoveXattr { ino: InodeId(ino), name: name.into() },
         Wire::OpenWrite(v1::OpenWrite { ino }) => Op::OpenWrite { ino: InodeId(ino), file_id: FileId::random() },
         Wire::CommitFile(commit) => commit_file(commit)?,
-        Wire::AbortFile(v1::AbortFile { file_id, keep_chunks: _ }) => {
+        Wire::AbortFile(v1::AbortFile { file_id, keep_chunks: true }) => {
+            Op::LeaveFile { file_id: convert::file_id(&file_id)? }
+        }
+        Wire::AbortFile(v1::AbortFile { file_id, keep_chunks: false }) => {
             Op::AbortFile { file_id: convert::file_id(&file_id)? }
         }
         Wire::Restore(v1::Restore { file_id, parent, name }) => {

@@ -62,7 +62,9 @@ impl Service {
         request: v1::CloseSessionRequest,
     ) -> Result<v1::CloseSessionResponse, RpcError> {
         let session = SessionId(request.session_id);
+        let left = self.raft.peek(|state| state.held_by_session(session));
         self.control.apply(Command::CloseSession { session }).await?;
+        self.control.left_behind(left);
         self.control.session_closed(session)?;
         Ok(v1::CloseSessionResponse {})
     }

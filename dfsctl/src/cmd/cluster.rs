@@ -144,6 +144,7 @@ fn node_lines(nodes: &[Node]) -> Vec<String> {
         ("%", Align::Right),
         ("CHUNKS", Align::Right),
         ("SILENT", Align::Right),
+        ("IF IT FAILS", Align::Left),
     ]);
     for node in nodes {
         table.row(vec![
@@ -157,6 +158,7 @@ fn node_lines(nodes: &[Node]) -> Vec<String> {
             percent(node.used_bytes, node.capacity_bytes).to_string(),
             node.chunk_count.to_string(),
             seconds(node.silent_ms),
+            node.cost(),
         ]);
     }
     table.lines()

@@ -313,7 +313,7 @@ fn attr_json(object: &mut Map<String, Value>, attr: &Attr) {
     object.extend(fields.map(|(key, value)| (key.to_owned(), value)));
 }
 
-fn kind_name(kind: FileKind) -> &'static str {
+pub(super) fn kind_name(kind: FileKind) -> &'static str {
     match kind {
         FileKind::File => "file",
         FileKind::Directory => "directory",

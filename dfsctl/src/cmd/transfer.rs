@@ -1,6 +1,7 @@
 //! Whole files: `upload`, `download`, `list`, `delete`.
 //!
-//! JSON: `upload` and `download` print `{path, size, file_id, ino}`; `list` prints an array of `{path, size, file_id, ino,
+//! JSON: `upload` and `download` print `{path, size, file_id, ino}`, `upload` also `{reused_chunks, reused_bytes, sent_chunks,
+//! sent_bytes, remarks}`; `list` prints an array of `{path, size, file_id, ino,
 //! mtime_ns}`, one element a line; `delete` prints `{deleted: [{path}]}`.
 
 use std::{
@@ -79,18 +80,32 @@ pub(super) fn upload(context: &Context, args: &Upload) -> Result<(), Failure> {
     parent_and_name(&args.name)?;
     let manifests = manifest_dir(context)?;
     let bar = Bar::new(context.out, &args.name);
-    let attr = context.with_dfs(async |dfs| {
+    let uploaded = context.with_dfs(async |dfs| {
         let progress = |done, total| bar.set(done, total);
         Ok(dfs_client::transfer::upload(dfs, &args.file, &remote, &manifests, args.resume, progress).await?)
     });
     bar.clear();
-    let attr = attr.map_err(|failure| match &failure.hint {
+    let uploaded = uploaded.map_err(|failure| match &failure.hint {
         None if !args.resume && failure.code == "failed" => {
             failure.hint("`--resume` goes on where this upload stopped")
         }
         _ => failure,
     })?;
-    transferred(context.out, "uploaded", &remote, &attr)
+    uploaded.remarks.iter().for_each(|remark| context.out.warn(remark));
+    if context.out.json {
+        let mut object = file_json(&remote, &uploaded.attr);
+        object.insert("reused_chunks".into(), uploaded.reused_chunks.into());
+        object.insert("reused_bytes".into(), uploaded.reused_bytes.into());
+        object.insert("sent_chunks".into(), uploaded.sent_chunks.into());
+        object.insert("sent_bytes".into(), uploaded.sent_bytes.into());
+        object.insert("remarks".into(), uploaded.remarks.into());
+        return context.out.value(&object);
+    }
+    if args.resume && uploaded.reused_chunks > 0 {
+        let (kept, sent) = (bytes(uploaded.reused_bytes), bytes(uploaded.sent_bytes));
+        context.out.note(format!("resumed: {kept} were stored already, {sent} were sent"));
+    }
+    transferred(context.out, "uploaded", &remote, &uploaded.attr)
 }
 
 /// # Errors

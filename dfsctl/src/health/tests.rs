@@ -41,7 +41,7 @@ fn everything_well() {
     let status = Status::new(good());
     assert!(status.healthy && status.problems.is_empty() && status.remarks.is_empty(), "{status:?}");
     assert_eq!(status.summary(), ["healthy: all 5 chunks have all their copies"]);
-    assert!(status.next_failure().contains("loses nothing"));
+    assert!(status.next_failure().starts_with("if any storage node fails: 0 chunks lost, 0 endangered; "));
 }
 
 #[test]
@@ -54,6 +54,28 @@ fn any_chunk_short_of_a_copy_is_unhealthy() {
         let status = Status::new(v1::ClusterStatusResponse { chunks: Some(counts), ..good() });
         assert!(!status.healthy && status.problems.len() == 1, "{status:?}");
     }
+}
+
+#[test]
+fn the_worst_next_failure_is_named() {
+    let mut wire = good();
+    wire.nodes[0].if_endangered = Some(v1::ChunkClass { chunks: 3, bytes: 300 });
+    wire.nodes[1].if_endangered = Some(v1::ChunkClass { chunks: 120, bytes: 12_000 });
+    let words = Status::new(wire.clone()).next_failure();
+    assert!(words.starts_with("if storage-2 fails: 0 chunks lost, 120 endangered; "), "{words}");
+    wire.nodes[2].if_lost = Some(v1::ChunkClass { chunks: 1, bytes: 1024 });
+    let words = Status::new(wire.clone()).next_failure();
+    assert!(words.starts_with("if storage-3 fails: 1 chunk LOST (1.00 KiB), 0 endangered; "), "{words}");
+    wire.nodes[2].state = v1::NodeState::Dead.into();
+    assert!(Status::new(wire).next_failure().starts_with("if storage-2 fails"), "the dead do not fail again");
+}
+
+#[test]
+fn copies_are_a_matrix() {
+    let class = |live, chunks| v1::CopyClass { live, chunks, bytes: chunks << 20 };
+    let copies = vec![class(0, 0), class(1, 2), class(2, 0), class(3, 7), class(4, 1)];
+    let status = Status::new(v1::ClusterStatusResponse { copies, ..good() });
+    assert_eq!(status.copies_words(), "2 with 1 copy (2.00 MiB), 7 with 3 copies (7.00 MiB), 1 with more (1.00 MiB)");
 }
 
 #[test]

@@ -58,6 +58,8 @@ pub(super) struct Model {
     pub(super) doomed: BTreeSet<(u32, u8)>,
     pub(super) nodes: BTreeMap<u32, NodeState>,
     pub(super) sessions: BTreeSet<u64>,
+    /// What the event log must say of nodes: node, from, to.
+    pub(super) transitions: Vec<(u32, NodeState, NodeState)>,
 }
 
 /// What an operation came to: the inode it is about, and whether it was there.
@@ -128,6 +130,9 @@ impl Model {
             Command::CloseSession { session } => {
                 self.sessions.remove(&session.0);
                 self.writers.retain(|_, writer| writer.session != session.0);
+                // What its writers left is not deleted: an upload may be resumed.
+                let left: Vec<u8> = self.chunks.keys().copied().filter(|chunk| self.refs(*chunk) == 0).collect();
+                left.iter().for_each(|chunk| drop(self.chunks.remove(chunk)));
                 Ok((None, false))
             }
             other => {
@@ -175,6 +180,9 @@ impl Model {
             Command::SetNodeState { node, state, from } => {
                 if self.nodes.get(&node.0) == Some(from) {
                     self.nodes.insert(node.0, *state);
+                    if state != from {
+                        self.transitions.push((node.0, *from, *state));
+                    }
                 }
             }
             other => panic!("the model does not know {other:?}"),
@@ -312,6 +320,15 @@ impl Model {
             }
             Op::CommitFile { file_id, size, chunks, done, .. } => {
                 self.commit(session, *file_id, *size, chunks, *done, id)
+            }
+            Op::LeaveFile { file_id } => {
+                if self.writers.get(file_id).is_some_and(|writer| writer.session != session) {
+                    return Err(ErrorCode::Stale);
+                }
+                self.writers.remove(file_id);
+                let left: Vec<u8> = self.chunks.keys().copied().filter(|chunk| self.refs(*chunk) == 0).collect();
+                left.iter().for_each(|chunk| drop(self.chunks.remove(chunk)));
+                Ok((None, false))
             }
             Op::AbortFile { file_id } => {
                 if self.writers.get(file_id).is_some_and(|writer| writer.session != session) {

@@ -7,7 +7,7 @@ use dfs_common::{ErrorCode, FileId, FileKind, InodeId, NodeId, SessionId, node::
 use proptest::prelude::*;
 
 use super::{
-    super::{Batch, Command, CommittedChunk, Op, Outcome, Reply, State, check::check},
+    super::{Batch, Command, CommittedChunk, Fact, Op, Outcome, Reply, State, check::check},
     lab::*,
     model::{Model, Thing},
 };
@@ -26,6 +26,8 @@ struct Run {
     files: u64,
     history: Vec<Batch>,
     generations: BTreeMap<InodeId, u64>,
+    /// What came before it was not made by the history.
+    first_event: u64,
 }
 
 fn pick<T: Copy>(from: &[T], n: u8) -> Option<T> {
@@ -40,6 +42,7 @@ impl Run {
         model.sessions.extend(sessions.iter().map(|session| session.0));
         model.retention_ns = 1;
         lab.must(Command::SetTrashRetention { retention_ns: 1 });
+        let first_event = lab.state.last_event();
         Self {
             lab,
             model,
@@ -48,6 +51,7 @@ impl Run {
             files: 0,
             history: Vec::new(),
             generations: BTreeMap::new(),
+            first_event,
         }
     }
 
@@ -165,7 +169,8 @@ impl Run {
             18 => rename_with((parent, name), other, true, raw[6] > 250),
             19 => rename_with((parent, name), other, false, true),
             20 | 21 => Op::OpenWrite { ino: self.inode(raw[6]), file_id },
-            22 => Op::AbortFile { file_id: self.writer(session, raw[2]) },
+            22 if raw[6] & 1 == 0 => Op::AbortFile { file_id: self.writer(session, raw[2]) },
+            22 => Op::LeaveFile { file_id: self.writer(session, raw[2]) },
             _ => commit(self.writer(session, raw[2]), &self.slots(raw), false),
         }
     }
@@ -189,6 +194,7 @@ impl Run {
         self.compare_outcome(&outcome, &answer)?;
         self.compare_trees()?;
         self.compare_chunks()?;
+        self.compare_events()?;
         self.check_repetition(&before, &batch, &outcome)?;
         self.check_generations()?;
         if let Command::CloseSession { session } = command {
@@ -284,6 +290,16 @@ impl Run {
             prop_assert_eq!(Some((&entry.path[..], entry.reason)), wanted, "trash {}", id);
         }
         prop_assert_eq!(state.counters().pending, self.model.writers.len() as u64);
+        Ok(())
+    }
+
+    /// Every change of a node's state is in the event log, in order and once.
+    fn compare_events(&self) -> Result<(), TestCaseError> {
+        let changes = self.lab.state.events_after(self.first_event).filter_map(|event| match event.fact {
+            Fact::NodeState { node, from, to, .. } => Some((node.0, from, to)),
+            _ => None,
+        });
+        prop_assert_eq!(&changes.collect::<Vec<_>>(), &self.model.transitions);
         Ok(())
     }
 

@@ -1,0 +1,443 @@
+//! What is really on the disks: the chunks of files, asked of the storage nodes, against the record of the metadata nodes.
+//!
+//! A [`Fsck`] is fed with files and says what is wrong with their chunks. Every node is asked about every chunk, also those
+//! that the record does not name. A window of chunks is under way at a time, so memory does not grow with the tree; a node
+//! that does not answer is given up after two failures and named, so nothing hangs. What differs is looked at a second time
+//! with a fresh record, because files and copies move while they are checked; what still differs is reported to metadata,
+//! which starts the repair.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use dfs_common::{ChunkId, ChunkRef, ErrorCode, InodeId, Layout, NodeId, node::NodeState};
+use dfs_proto::{convert, status::RpcError, transport, v1, v1::storage_service_client::StorageServiceClient};
+use futures::{StreamExt as _, stream};
+use tonic::{Response, Status, transport::Channel};
+
+use crate::{Dfs, Error, cluster::metadata};
+
+/// Chunks under way at a time.
+const WINDOW: usize = 4096;
+/// Chunks asked about in one call.
+const STAT_MAX: usize = 1024;
+/// Chunks that one node verifies at a time: two keep its disk busy while the answer of one travels.
+const VERIFY_PARALLEL: usize = 2;
+/// Failures in a row after which a node is not asked any more.
+const FAILURES_MAX: u32 = 2;
+/// Layouts asked for at a time.
+const LAYOUTS_PARALLEL: usize = 16;
+
+/// A storage node that is asked.
+#[derive(Debug)]
+struct Asked {
+    id: NodeId,
+    name: String,
+    state: NodeState,
+    channel: Channel,
+    failures: AtomicU32,
+    error: Mutex<Option<String>>,
+    /// How long its last answer took.
+    answer: Mutex<Option<Duration>>,
+}
+
+impl Asked {
+    fn is_given_up(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) >= FAILURES_MAX
+    }
+
+    fn failed(&self, error: &RpcError) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.message.clone());
+    }
+}
+
+/// Checks files; see the module.
+pub struct Fsck {
+    dfs: Dfs,
+    cluster_id: Bytes,
+    wanted: usize,
+    verify: bool,
+    nodes: Vec<Asked>,
+}
+
+/// A file to be checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Subject {
+    /// Path from the root without a leading slash.
+    pub path: Vec<u8>,
+    /// Its inode.
+    pub ino: InodeId,
+}
+
+/// How a chunk stands.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Standing {
+    /// As many good copies as wanted.
+    Full,
+    /// At least one good copy, fewer than wanted.
+    UnderReplicated,
+    /// No good copy was found, and some nodes that should have one could not be asked.
+    Unknown,
+    /// No good copy anywhere.
+    Lost,
+}
+
+/// What was found about one chunk that is not as it should be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// Slot in the file.
+    pub index: u64,
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// How it stands.
+    pub standing: Standing,
+    /// Nodes with a good copy.
+    pub good: Vec<NodeId>,
+    /// Nodes that should have a copy and do not.
+    pub missing: Vec<NodeId>,
+    /// Nodes whose copy is bad.
+    pub corrupt: Vec<NodeId>,
+    /// Nodes that should have a copy and could not be asked.
+    pub not_asked: Vec<NodeId>,
+    /// Nodes with a copy that the record does not name.
+    pub unrecorded: Vec<NodeId>,
+}
+
+/// What was found about one file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FileFindings {
+    /// Path from the root without a leading slash.
+    pub path: Vec<u8>,
+    /// Chunks that are not as they should be.
+    pub findings: Vec<Finding>,
+}
+
+/// How much was looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Looked {
+    /// Files.
+    pub files: u64,
+    /// Chunks, holes not counted.
+    pub chunks: u64,
+    /// Good copies found.
+    pub copies: u64,
+    /// Bytes of the chunks, one copy counted.
+    pub bytes: u64,
+}
+
+/// One chunk of a window.
+#[derive(Clone, Debug)]
+struct Slot {
+    file: usize,
+    index: u64,
+    chunk: ChunkRef,
+}
+
+/// What the nodes said about the chunks of a window.
+#[derive(Debug, Default)]
+struct Answers {
+    present: HashMap<ChunkId, Vec<NodeId>>,
+    corrupt: HashMap<ChunkId, Vec<NodeId>>,
+    silent: BTreeSet<NodeId>,
+}
+
+impl Fsck {
+    /// Prepares a check; with `verify` the nodes read every byte of the copies, otherwise they say what they have.
+    ///
+    /// # Errors
+    /// No leader answers within the deadline.
+    pub async fn new(dfs: &Dfs, verify: bool) -> Result<Self, Error> {
+        let status = dfs.cluster_status().await?;
+        let mut nodes = Vec::new();
+        for node in &status.nodes {
+            let state = convert::state(node.state)?;
+            if state == NodeState::Decommissioned {
+                continue;
+            }
+            let channel = transport::connect(&node.address, dfs.options().connect_timeout)
+                .map_err(|error| Error::new(ErrorCode::InvalidArgument, format!("node {}: {error}", node.name)))?;
+            nodes.push(Asked {
+                id: NodeId(node.node_id),
+                name: node.name.clone(),
+                state,
+                channel,
+                failures: AtomicU32::new(0),
+                error: Mutex::default(),
+                answer: Mutex::default(),
+            });
+        }
+        let wanted = status.detector.map_or(1, |settings| settings.replication as usize);
+        Ok(Self { dfs: dfs.clone(), cluster_id: status.cluster_id, wanted, verify, nodes })
+    }
+
+    /// Copies wanted of each chunk.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.wanted
+    }
+
+    /// Name of a node.
+    #[must_use]
+    pub fn name(&self, node: NodeId) -> String {
+        let known = self.nodes.iter().find(|asked| asked.id == node);
+        known.map_or_else(|| format!("node {node}"), |asked| asked.name.clone())
+    }
+
+    /// Nodes that could not be asked so far: name, state, why.
+    #[must_use]
+    pub fn not_asked(&self) -> Vec<(String, NodeState, String)> {
+        let error = |node: &Asked| node.error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.nodes.iter().filter_map(|node| Some((node.name.clone(), node.state, error(node)?))).collect()
+    }
+
+    /// How long each node took to say which chunks it has, the last time it was asked.
+    #[must_use]
+    pub fn answer_times(&self) -> Vec<(NodeId, Duration)> {
+        let time = |node: &Asked| *node.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.nodes.iter().filter_map(|node| Some((node.id, time(node)?))).collect()
+    }
+
+    /// Checks some files, and calls `progress` with how much was looked at since the last call. Files that are gone meanwhile are
+    /// skipped. What is missing or corrupt is reported to metadata.
+    ///
+    /// # Errors
+    /// Metadata does not answer within the deadline. A storage node that does not is a finding.
+    pub async fn check(&self, files: &[Subject], mut progress: impl FnMut(Looked)) -> Result<Vec<FileFindings>, Error> {
+        let mut found: BTreeMap<usize, Vec<Finding>> = BTreeMap::new();
+        let mut window: Vec<Slot> = Vec::new();
+        let mut layouts = stream::iter(files.iter().enumerate())
+            .map(async |(file, subject)| (file, self.layout(subject.ino).await))
+            .buffered(LAYOUTS_PARALLEL);
+        while let Some((file, layout)) = layouts.next().await {
+            let Some(Layout::Replicated { chunks, .. }) = layout? else { continue };
+            progress(Looked { files: 1, ..Looked::default() });
+            for (index, chunk) in (0..).zip(chunks).filter(|(_, chunk)| !chunk.is_hole()) {
+                window.push(Slot { file, index, chunk });
+                if window.len() == WINDOW {
+                    self.check_window(files, std::mem::take(&mut window), &mut found, &mut progress).await?;
+                }
+            }
+        }
+        self.check_window(files, window, &mut found, &mut progress).await?;
+        let named = |(file, findings): (usize, Vec<Finding>)| FileFindings { path: files[file].path.clone(), findings };
+        Ok(found.into_iter().map(named).collect())
+    }
+
+    /// The published content; `None` if there is none (any more).
+    async fn layout(&self, ino: InodeId) -> Result<Option<Layout>, Error> {
+        match self.dfs.layout(ino).await {
+            Ok((_, layout, _)) => Ok(Some(layout)),
+            Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::Stale) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn check_window(
+        &self,
+        files: &[Subject],
+        window: Vec<Slot>,
+        found: &mut BTreeMap<usize, Vec<Finding>>,
+        progress: &mut impl FnMut(Looked),
+    ) -> Result<(), Error> {
+        if window.is_empty() {
+            return Ok(());
+        }
+        let answers = self.ask(&window).await;
+        let suspicious: Vec<&Slot> =
+            window.iter().filter(|slot| self.judge(slot, &answers).is_some_and(|f| f.is_fault())).collect();
+        let again = self.refresh(files, &suspicious).await?;
+        let second = if again.is_empty() { Answers::default() } else { self.ask(&again).await };
+        let mut findings: Vec<(usize, Finding)> = Vec::new();
+        for slot in &window {
+            match self.judge(slot, &answers) {
+                Some(finding) if !finding.is_fault() => findings.push((slot.file, finding)),
+                Some(_) | None => {}
+            }
+        }
+        findings.extend(again.iter().filter_map(|slot| Some((slot.file, self.judge(slot, &second)?))));
+        findings.sort_by_key(|(file, finding)| (*file, finding.index));
+        self.report(findings.iter().map(|(_, finding)| finding)).await?;
+        progress(Looked {
+            files: 0,
+            chunks: window.len() as u64,
+            copies: answers.present.values().map(|nodes| nodes.len() as u64).sum(),
+            bytes: window.iter().map(|slot| u64::from(slot.chunk.length)).sum(),
+        });
+        findings.into_iter().for_each(|(file, finding)| found.entry(file).or_default().push(finding));
+        Ok(())
+    }
+
+    /// The same slots as their files have them now.
+    async fn refresh(&self, files: &[Subject], slots: &[&Slot]) -> Result<Vec<Slot>, Error> {
+        let mut fresh = Vec::new();
+        for of_file in slots.chunk_by(|a, b| a.file == b.file) {
+            let Some(file) = of_file.first().map(|slot| slot.file) else { continue };
+            let Some(Layout::Replicated { chunks, .. }) = self.layout(files[file].ino).await? else { continue };
+            for slot in of_file {
+                let now = usize::try_from(slot.index).ok().and_then(|index| chunks.get(index));
+                if let Some(chunk) = now.filter(|chunk| chunk.id == slot.chunk.id) {
+                    fresh.push(Slot { chunk: chunk.clone(), ..(*slot).clone() });
+                }
+            }
+        }
+        Ok(fresh)
+    }
+
+    async fn ask(&self, window: &[Slot]) -> Answers {
+        let chunks: BTreeMap<ChunkId, [u8; 32]> =
+            window.iter().map(|slot| (slot.chunk.id, slot.chunk.sha256)).collect();
+        let said = futures::future::join_all(self.nodes.iter().map(|node| self.ask_node(node, &chunks))).await;
+        let mut answers = Answers::default();
+        for (node, said) in self.nodes.iter().zip(said) {
+            let Some(said) = said else {
+                answers.silent.insert(node.id);
+                continue;
+            };
+            for (chunk, good) in said {
+                let list = if good { &mut answers.present } else { &mut answers.corrupt };
+                list.entry(chunk).or_default().push(node.id);
+            }
+        }
+        answers
+    }
+
+    /// Which of the chunks a node has, and whether they are good; `None` if it does not answer.
+    async fn ask_node(&self, node: &Asked, chunks: &BTreeMap<ChunkId, [u8; 32]>) -> Option<Vec<(ChunkId, bool)>> {
+        let mut has = Vec::new();
+        let ids: Vec<ChunkId> = chunks.keys().copied().collect();
+        for part in ids.chunks(STAT_MAX) {
+            let present = self.stat(node, part).await?;
+            has.extend(part.iter().zip(present).filter(|(_, present)| *present).map(|(id, _)| *id));
+        }
+        if !self.verify {
+            return Some(has.into_iter().map(|id| (id, true)).collect());
+        }
+        let verdicts: Vec<_> = stream::iter(has)
+            .map(async |id| (id, self.verify_chunk(node, id, chunks[&id]).await))
+            .buffer_unordered(VERIFY_PARALLEL)
+            .collect()
+            .await;
+        let mut said = Vec::new();
+        for (id, verdict) in verdicts {
+            match verdict? {
+                Verdict::Good => said.push((id, true)),
+                Verdict::Corrupt => said.push((id, false)),
+                Verdict::Gone => {}
+            }
+        }
+        Some(said)
+    }
+
+    async fn stat(&self, node: &Asked, ids: &[ChunkId]) -> Option<Vec<bool>> {
+        while !node.is_given_up() {
+            let chunk_ids = ids.iter().map(|id| convert::id_bytes(id.as_bytes())).collect();
+            let mut client = StorageServiceClient::new(node.channel.clone());
+            let started = std::time::Instant::now();
+            let call = client.stat_chunks(v1::StatChunksRequest { chunk_ids });
+            match timed(self.dfs.options().rpc_timeout, call).await {
+                Ok(answer) if answer.present.len() == ids.len() => {
+                    node.failures.store(0, Ordering::Relaxed);
+                    *node.error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    *node.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(started.elapsed());
+                    return Some(answer.present);
+                }
+                Ok(_) => node.failed(&RpcError::new(ErrorCode::Internal, "its answer has another length")),
+                Err(error) => node.failed(&error),
+            }
+        }
+        None
+    }
+
+    async fn verify_chunk(&self, node: &Asked, id: ChunkId, sha256: [u8; 32]) -> Option<Verdict> {
+        while !node.is_given_up() {
+            let request = v1::VerifyChunkRequest {
+                chunk_id: convert::id_bytes(id.as_bytes()),
+                cluster_id: self.cluster_id.clone(),
+                node_id: node.id.0,
+            };
+            let mut client = StorageServiceClient::new(node.channel.clone());
+            match timed(self.dfs.options().rpc_timeout, client.verify_chunk(request)).await {
+                Ok(answer) => {
+                    node.failures.store(0, Ordering::Relaxed);
+                    return Some(if answer.sha256[..] == sha256 { Verdict::Good } else { Verdict::Corrupt });
+                }
+                Err(error) if error.code == ErrorCode::Corrupt => return Some(Verdict::Corrupt),
+                Err(error) if error.code == ErrorCode::ChunkMissing => return Some(Verdict::Gone),
+                Err(error) => node.failed(&error),
+            }
+        }
+        None
+    }
+
+    /// What is wrong with a chunk; `None` if nothing is.
+    fn judge(&self, slot: &Slot, answers: &Answers) -> Option<Finding> {
+        let chunk = &slot.chunk;
+        let nodes = |map: &HashMap<ChunkId, Vec<NodeId>>| map.get(&chunk.id).cloned().unwrap_or_default();
+        let (good, corrupt) = (nodes(&answers.present), nodes(&answers.corrupt));
+        let (silent, answered): (Vec<NodeId>, Vec<NodeId>) =
+            chunk.replicas.iter().partition(|node| answers.silent.contains(node));
+        let missing: Vec<NodeId> =
+            answered.into_iter().filter(|node| !good.contains(node) && !corrupt.contains(node)).collect();
+        let unrecorded: Vec<NodeId> = good.iter().copied().filter(|node| !chunk.replicas.contains(node)).collect();
+        let standing = match good.len() {
+            0 if silent.is_empty() => Standing::Lost,
+            0 => Standing::Unknown,
+            n if n < self.wanted => Standing::UnderReplicated,
+            _ => Standing::Full,
+        };
+        let is_fine = standing == Standing::Full && missing.is_empty() && corrupt.is_empty() && unrecorded.is_empty();
+        let (index, chunk) = (slot.index, chunk.id);
+        (!is_fine).then_some(Finding { index, chunk, standing, good, missing, corrupt, not_asked: silent, unrecorded })
+    }
+
+    /// Tells metadata what is missing or bad, so that repair starts.
+    async fn report(&self, findings: impl Iterator<Item = &Finding>) -> Result<(), Error> {
+        for finding in findings {
+            let missing = finding.missing.iter().map(|node| (*node, true, "fsck: the node does not have it"));
+            let corrupt = finding.corrupt.iter().map(|node| (*node, false, "fsck: the copy is bad"));
+            for (node, missing, reason) in missing.chain(corrupt) {
+                let request = v1::ReportCorruptionRequest {
+                    chunk_id: convert::id_bytes(finding.chunk.as_bytes()),
+                    node_id: node.0,
+                    reason: reason.to_owned(),
+                    missing,
+                };
+                let what = || "reporting a bad copy".to_owned();
+                let report = |c, q| async move { metadata(c).report_corruption(q).await };
+                self.dfs.shared.cluster.call(&what, request, report).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Finding {
+    /// Whether something is wrong, rather than only not known or not recorded.
+    #[must_use]
+    pub fn is_fault(&self) -> bool {
+        !self.missing.is_empty() || !self.corrupt.is_empty() || self.standing == Standing::Lost
+    }
+}
+
+enum Verdict {
+    Good,
+    Corrupt,
+    /// It was deleted since it was listed.
+    Gone,
+}
+
+/// The answer of a call, within a deadline.
+async fn timed<R>(timeout: Duration, call: impl Future<Output = Result<Response<R>, Status>>) -> Result<R, RpcError> {
+    match tokio::time::timeout(timeout, call).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(status.into()),
+        Err(_) => Err(RpcError::new(ErrorCode::TimedOut, format!("no answer within {timeout:?}"))),
+    }
+}

@@ -1,0 +1,295 @@
+//! Why a file is slow or unavailable, and what to do: `explain`.
+//!
+//! JSON: `{path, ino, kind, size, nlink, file_id, verdict, reasons, advice, chunks, holes, writers: [{client, session,
+//! opened_ns, publications, chunks}], nodes: [{node, state, silent_ms, copies, answer_ms}], not_asked, findings: [{index, chunk,
+//! standing, good, missing, corrupt, not_asked, unrecorded}]}`. `verdict` is `good`, `slow`, `at-risk`, `unknown`, `unavailable`
+//! or `not-a-file`.
+
+use std::{collections::BTreeMap, ffi::OsString, time::Duration};
+
+use clap::Args;
+use dfs_client::{
+    Dfs,
+    fsck::{Fsck as Check, Standing, Subject},
+};
+use dfs_common::{Attr, FileKind, Layout, NodeId};
+use dfs_proto::v1::FileWriter;
+use serde_json::{Map, Value, json};
+
+use super::fsck::{Total, finding_json, finding_words, not_asked_json};
+use crate::{
+    context::{Context, On, cluster_path},
+    failure::Failure,
+    health::{Node, Status, seconds},
+    text::{Align, Table, bytes, counted, escape, json_name, utc},
+};
+
+/// A node that needs longer to say what it has makes readers wait.
+const SLOW: Duration = Duration::from_millis(250);
+
+/// `dfsctl explain`.
+#[derive(Args, Debug)]
+#[command(long_about = "\
+Why a file is slow or unavailable, and what to do.
+
+Shows the version, who writes it, and for every chunk what the storage nodes say they hold, with the nodes' states and
+how long they took to answer. With --verify the nodes read every byte.
+
+Exit codes: 0 every chunk can be read from all its copies; 5 it can be read, and copies are missing, bad or on nodes that are
+not well; 6 no metadata leader answers; 7 chunks have no good copy; 8 copies are only on nodes that could not be asked.")]
+pub struct Explain {
+    /// File
+    #[arg(value_name = "PATH")]
+    pub path: OsString,
+    /// Make the storage nodes read every byte
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// What is known of a file.
+struct Picture {
+    path: Vec<u8>,
+    attr: Attr,
+    layout: Option<Layout>,
+    writers: Vec<FileWriter>,
+    nodes: Vec<Holder>,
+    total: Total,
+    verdict: &'static str,
+    reasons: Vec<String>,
+    advice: Vec<String>,
+}
+
+/// A node with copies of the file.
+struct Holder {
+    node: Node,
+    copies: u64,
+    answer: Option<Duration>,
+}
+
+/// # Errors
+/// What the user is told.
+pub(super) fn run(context: &Context, args: &Explain) -> Result<(), Failure> {
+    let path = cluster_path(&args.path)?;
+    context.with_dfs(async |dfs| {
+        let attr = dfs.resolve(&path).await.on("cannot explain", &path)?;
+        let check = Check::new(dfs, args.verify).await?;
+        let picture = Picture::take(dfs, path.clone(), attr, &check).await?;
+        if context.out.json {
+            context.out.value(&picture.json(&check))?;
+        } else {
+            context.out.lines(&picture.lines(&check))?;
+        }
+        let not_well = picture.reasons.first().filter(|_| picture.verdict == "at-risk" || picture.verdict == "slow");
+        picture.total.verdict(&check)?;
+        match not_well {
+            Some(reason) => Err(Failure::unhealthy(reason)),
+            None => Ok(()),
+        }
+    })
+}
+
+impl Picture {
+    async fn take(dfs: &Dfs, path: Vec<u8>, attr: Attr, check: &Check) -> Result<Self, Failure> {
+        let status = Status::new(dfs.cluster_status().await?);
+        let mut picture = Self {
+            path,
+            layout: None,
+            writers: vec![],
+            nodes: vec![],
+            total: Total::default(),
+            verdict: "not-a-file",
+            reasons: vec![],
+            advice: vec![],
+            attr,
+        };
+        if picture.attr.kind != FileKind::File {
+            picture.reasons.push("it has no content of its own".into());
+            return Ok(picture);
+        }
+        picture.writers = dfs.file_writers(picture.attr.ino).await?;
+        if picture.attr.file_id.is_some() {
+            picture.look(dfs, check, &status).await?;
+        }
+        picture.judge(check, &status);
+        Ok(picture)
+    }
+
+    async fn look(&mut self, dfs: &Dfs, check: &Check, status: &Status) -> Result<(), Failure> {
+        let (_, layout, _) = dfs.layout(self.attr.ino).await.on("cannot explain", &self.path)?;
+        let mut held: BTreeMap<NodeId, u64> = BTreeMap::new();
+        let Layout::Replicated { chunks, .. } = &layout;
+        chunks.iter().flat_map(|chunk| &chunk.replicas).for_each(|node| *held.entry(*node).or_default() += 1);
+        self.layout = Some(layout);
+        let subject = Subject { path: self.path.clone(), ino: self.attr.ino };
+        let total = &mut self.total;
+        let found = check.check(&[subject], |looked| total.look(looked)).await?;
+        found.into_iter().for_each(|file| total.take(file));
+        let answers: BTreeMap<NodeId, Duration> = check.answer_times().into_iter().collect();
+        for node in &status.nodes {
+            let id = NodeId(node.id);
+            if let Some(copies) = held.get(&id) {
+                let (node, answer) = (node.clone(), answers.get(&id).copied());
+                self.nodes.push(Holder { node, copies: *copies, answer });
+            }
+        }
+        Ok(())
+    }
+
+    /// What it comes to.
+    fn judge(&mut self, check: &Check, status: &Status) {
+        let Total { lost, unknown, under_replicated, missing_copies, corrupt_copies, .. } = self.total;
+        let unwell: Vec<&Holder> = self.nodes.iter().filter(|holder| holder.node.state != "alive").collect();
+        let slow: Vec<&Holder> = self.nodes.iter().filter(|h| h.answer.is_some_and(|answer| answer > SLOW)).collect();
+        let mut reasons = Vec::new();
+        let mut advice = Vec::new();
+        if self.attr.file_id.is_none() {
+            reasons.push("nothing of it was published yet: its writer has not closed it".to_owned());
+        }
+        if lost > 0 {
+            reasons.push(format!("{} without any good copy: reading there fails with EIO", counted(lost, "chunk")));
+            advice
+                .push("bring back the nodes or disks that held the copies, or restore the file from elsewhere".into());
+        }
+        if unknown > 0 {
+            reasons.push(format!("{} only on nodes that could not be asked", counted(unknown, "chunk")));
+        }
+        if under_replicated > 0 {
+            reasons.push(format!("{} with too few good copies", counted(under_replicated, "chunk")));
+        }
+        if missing_copies + corrupt_copies > 0 {
+            reasons
+                .push(format!("{missing_copies} copies are missing and {corrupt_copies} corrupt where they should be"));
+            advice.push("these copies were reported and are being replaced: `dfsctl status` shows the repair".into());
+        }
+        for holder in &unwell {
+            let Node { name, state, silent_ms, .. } = &holder.node;
+            let silent = seconds(*silent_ms);
+            reasons.push(format!("{name} with {} copies is {state}, silent for {silent}", holder.copies));
+            if state == "suspect" || state == "dead" {
+                advice.push(format!("start {name} again, or let repair replace its copies"));
+            }
+        }
+        for holder in &slow {
+            let took = holder.answer.unwrap_or_default();
+            let ms = took.as_millis();
+            reasons
+                .push(format!("{} took {ms} ms to say what it has: its disk or its network is busy", holder.node.name));
+        }
+        if !status.meta.quorum {
+            reasons.push("less than a majority of the metadata nodes is reachable".into());
+        }
+        self.verdict = match () {
+            () if lost > 0 => "unavailable",
+            () if unknown > 0 => "unknown",
+            () if under_replicated + missing_copies + corrupt_copies > 0 => "at-risk",
+            () if !unwell.is_empty() || !slow.is_empty() => "slow",
+            () => "good",
+        };
+        if self.verdict == "good" && self.attr.file_id.is_some() {
+            let chunks = self.total.looked.chunks;
+            reasons.push(match chunks {
+                0 => "it has no chunk".to_owned(),
+                n => format!("{} with {} good copies each", counted(n, "chunk"), check.wanted()),
+            });
+        }
+        (self.reasons, self.advice) = (reasons, advice);
+    }
+
+    fn lines(&self, check: &Check) -> Vec<String> {
+        let mut lines = vec![format!("/{}: {}", escape(&self.path), self.verdict)];
+        lines.extend(self.reasons.iter().map(|reason| format!("  - {}", escape(reason.as_bytes()))));
+        lines.extend(self.advice.iter().map(|advice| format!("  > {}", escape(advice.as_bytes()))));
+        lines.push(String::new());
+        let mut facts = Table::bare(&[Align::Left, Align::Left]);
+        let mut row = |key: &str, value: String| facts.row(vec![key.into(), value]);
+        row("inode", format!("{}, {}", self.attr.ino, counted(u64::from(self.attr.nlink), "name")));
+        row("size", format!("{} ({})", self.attr.size, bytes(self.attr.size)));
+        row("modified", format!("{} UTC", utc(self.attr.mtime_ns)));
+        if let (Some(id), Some(Layout::Replicated { chunk_size, chunks, .. })) = (self.attr.file_id, &self.layout) {
+            row(
+                "version",
+                format!("{id}, {} of {}", counted(chunks.len() as u64, "chunk"), bytes(u64::from(*chunk_size))),
+            );
+        }
+        for writer in &self.writers {
+            let client = escape(writer.client.as_bytes());
+            let since = utc(writer.opened_ns);
+            row("writer", format!("{client} (session {}) since {since} UTC", writer.session_id));
+        }
+        lines.extend(facts.lines());
+        if !self.nodes.is_empty() {
+            lines.push(String::new());
+            lines.extend(self.node_lines());
+        }
+        let shown = self.total.findings.iter().filter(|(_, f)| f.is_fault() || f.standing != Standing::Full);
+        for (_, finding) in shown {
+            lines.push(format!("chunk {} ({}): {}", finding.index, finding.chunk, finding_words(check, finding)));
+        }
+        for (name, state, error) in check.not_asked() {
+            lines.push(format!("could not ask {} ({state}): {}", escape(name.as_bytes()), escape(error.as_bytes())));
+        }
+        lines
+    }
+
+    fn node_lines(&self) -> Vec<String> {
+        let columns =
+            [("STORAGE", Align::Left), ("STATE", Align::Left), ("SILENT", Align::Right), ("COPIES", Align::Right)];
+        let mut table = Table::new(&[&columns[..], &[("ANSWERED IN", Align::Right)]].concat());
+        for Holder { node, copies, answer } in &self.nodes {
+            table.row(vec![
+                escape(node.name.as_bytes()),
+                if node.state == "alive" { node.state.clone() } else { node.state.to_uppercase() },
+                seconds(node.silent_ms),
+                copies.to_string(),
+                answer.map_or_else(|| "-".into(), |took| format!("{:.1} ms", took.as_secs_f64() * 1000.0)),
+            ]);
+        }
+        table.lines()
+    }
+
+    fn json(&self, check: &Check) -> Value {
+        let mut object = Map::new();
+        json_name(&mut object, "path", &[b"/", self.path.as_slice()].concat());
+        let holes = match &self.layout {
+            Some(Layout::Replicated { chunks, .. }) => chunks.iter().filter(|chunk| chunk.is_hole()).count(),
+            None => 0,
+        };
+        let writer = |writer: &FileWriter| {
+            json!({
+                "client": writer.client, "session": writer.session_id, "opened_ns": writer.opened_ns,
+                "publications": writer.publications, "chunks": writer.chunks,
+            })
+        };
+        let node = |holder: &Holder| {
+            json!({
+                "node": holder.node.name, "state": holder.node.state, "silent_ms": holder.node.silent_ms,
+                "copies": holder.copies, "answer_ms": holder.answer.map(|took| took.as_secs_f64() * 1000.0),
+            })
+        };
+        let finding = |(_, finding): &(Vec<u8>, dfs_client::fsck::Finding)| {
+            let mut object = Map::new();
+            finding_json(&mut object, check, finding);
+            Value::Object(object)
+        };
+        let facts = json!({
+            "ino": self.attr.ino.0,
+            "kind": super::namespace::kind_name(self.attr.kind),
+            "size": self.attr.size,
+            "nlink": self.attr.nlink,
+            "file_id": self.attr.file_id.map(|id| id.to_string()),
+            "verdict": self.verdict,
+            "reasons": self.reasons,
+            "advice": self.advice,
+            "chunks": self.total.looked.chunks,
+            "holes": holes,
+            "writers": self.writers.iter().map(writer).collect::<Vec<_>>(),
+            "nodes": self.nodes.iter().map(node).collect::<Vec<_>>(),
+            "not_asked": not_asked_json(check),
+            "findings": self.total.findings.iter().map(finding).collect::<Vec<_>>(),
+        });
+        if let Value::Object(facts) = facts {
+            object.extend(facts);
+        }
+        Value::Object(object)
+    }
+}

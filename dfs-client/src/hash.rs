@@ -57,7 +57,7 @@ impl Hashing {
 
     async fn elsewhere<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let permit = self.slots.clone().acquire_owned().await.expect("never closed");
-        let task = tokio::task::spawn_blocking(move || {
+        let task = dfs_proto::machine::spawn_blocking(move || {
             let out = work();
             drop(permit);
             out

@@ -35,7 +35,7 @@ fn local(what: &str, path: &Path, error: &io::Error) -> Error {
 
 /// Runs disk work off the runtime threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
+    match dfs_proto::machine::spawn_blocking(work).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::new(ErrorCode::Internal, format!("a disk task failed: {error}"))),
     }

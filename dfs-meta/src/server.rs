@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dfs_proto::transport;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -51,7 +51,7 @@ impl Server {
     pub async fn start(config: &Config) -> Result<Self, ServerError> {
         let address = config.listen;
         // The port comes first: a second process with the same settings must not touch anything.
-        let listener = TcpListener::bind(address)
+        let listener = transport::listen(address)
             .await
             .map_err(|source| ServerError::Listen { address: address.to_string(), source })?;
         let node = Node::start(config.raft()).await?;

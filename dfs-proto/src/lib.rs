@@ -2,6 +2,7 @@
 //! statuses, zero-copy chunk streams, and the one place where channels and listeners are made.
 
 pub mod convert;
+pub mod machine;
 pub mod runtime;
 pub mod status;
 pub mod stream;

@@ -1,10 +1,22 @@
 //! Channels and listeners: the only place where they are made, so that encryption and identity come in here.
 
-use std::time::Duration;
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Channel, Endpoint, Server};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+};
+use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
+use tonic::transport::{Channel, Endpoint, Server, server::Connected};
+
+use crate::machine::{self, Link, Links};
 
 /// Largest HTTP/2 frame either side sends, bytes. One frame a message of [`crate::stream::MESSAGE_BYTES`] keeps the number of
 /// reads and writes low; the protocol's default of 16 KiB costs a third of the throughput.
@@ -33,15 +45,20 @@ pub fn connect(address: &str, connect_timeout: Duration) -> Result<Channel, Addr
     let error = || AddressError { address: address.to_owned() };
     check_address(address)?;
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| error())?;
-    Ok(endpoint
+    let endpoint = endpoint
         .connect_timeout(connect_timeout)
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .connect_lazy())
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    let Some(machine) = machine::simulated() else { return Ok(endpoint.connect_lazy()) };
+    let address = address.to_owned();
+    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+        let connecting = machine.connect(&address);
+        async move { connecting.await.map(TokioIo::new) }
+    })))
 }
 
 /// Checks that `address` is `host:port` with a port above 0.
@@ -71,15 +88,119 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
 
+/// Listens on `address`.
+///
+/// # Errors
+/// The address is taken, or not this machine's.
+pub async fn listen(address: SocketAddr) -> io::Result<Listener> {
+    match machine::simulated() {
+        None => TcpListener::bind(address).await.map(Listener::Tcp),
+        Some(machine) => Ok(Listener::Simulated(address, machine.listen(address)?)),
+    }
+}
+
+/// A listener whose connections [`incoming`] gives.
+pub enum Listener {
+    /// Of the machine's network.
+    Tcp(TcpListener),
+    /// Of a simulated one.
+    Simulated(SocketAddr, Links),
+}
+
+impl Listener {
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr(),
+            Self::Simulated(address, _) => Ok(*address),
+        }
+    }
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
 /// Incoming connections of a listener, ready for [`Server::serve_with_incoming_shutdown`]. Nodelay must be set here: tonic
 /// sets it only on listeners of its own.
-pub fn incoming(listener: TcpListener) -> impl tokio_stream::Stream<Item = std::io::Result<tokio::net::TcpStream>> {
-    use tokio_stream::StreamExt as _;
-    TcpListenerStream::new(listener).map(|stream| {
-        let stream = stream?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    })
+pub fn incoming(listener: impl Into<Listener>) -> Pin<Box<dyn Stream<Item = io::Result<Accepted>> + Send>> {
+    match listener.into() {
+        Listener::Tcp(listener) => Box::pin(TcpListenerStream::new(listener).map(|stream| {
+            let stream = stream?;
+            stream.set_nodelay(true)?;
+            Ok(Accepted::Tcp(stream))
+        })),
+        Listener::Simulated(_, links) => Box::pin(links.map(|link| link.map(Accepted::Simulated))),
+    }
+}
+
+/// A connection that came in.
+pub enum Accepted {
+    /// By the machine's network.
+    Tcp(TcpStream),
+    /// By a simulated one.
+    Simulated(Box<dyn Link>),
+}
+
+impl Connected for Accepted {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Simulated(link) => Pin::new(link).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Simulated(link) => Pin::new(link).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Simulated(link) => Pin::new(link).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Simulated(link) => link.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Simulated(link) => Pin::new(link).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Simulated(link) => Pin::new(link).poll_shutdown(cx),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ impl DiskPool {
     /// The work panicked ([`ErrorCode::Internal`]) or the process is ending ([`ErrorCode::Unavailable`]).
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, RpcError> {
         let permit = self.permits.clone().acquire_owned().await.map_err(|_| ending())?;
-        let task = tokio::task::spawn_blocking(move || {
+        let task = dfs_proto::machine::spawn_blocking(move || {
             let result = work();
             drop(permit);
             result

@@ -8,9 +8,12 @@ use std::{
 };
 
 use dfs_common::backoff::Policy;
-use dfs_proto::{status::RpcError, transport, v1::DeregisterNodeRequest};
+use dfs_proto::{
+    status::RpcError,
+    transport::{self, Listener},
+    v1::DeregisterNodeRequest,
+};
 use tokio::{
-    net::TcpListener,
     task::JoinHandle,
     time::{Instant, timeout, timeout_at},
 };
@@ -83,10 +86,10 @@ impl Server {
         let meta = MetaClient::new(config.meta.clone(), config.rpc_timeout.0, backoff).map_err(ServerError::Meta)?;
         let (data_dir, engine) = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || open(&config)).await.expect("opening does not panic")?
+            dfs_proto::machine::spawn_blocking(move || open(&config)).await.expect("opening does not panic")?
         };
         let failed = |source| ServerError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let listener = transport::listen(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let (outbox, queues) = Outbox::new();
         let limits = Limits {
@@ -192,7 +195,7 @@ fn advertised(config: &Config, address: SocketAddr) -> String {
     }
 }
 
-fn serve(node: &Arc<Node>, listener: TcpListener) -> JoinHandle<Result<(), tonic::transport::Error>> {
+fn serve(node: &Arc<Node>, listener: Listener) -> JoinHandle<Result<(), tonic::transport::Error>> {
     let stop = node.stop.clone();
     let server = transport::server()
         .add_service(rpc::Storage::new(node.clone()))

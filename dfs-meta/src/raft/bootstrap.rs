@@ -245,7 +245,7 @@ async fn stamp(
     f: impl FnOnce(&DataDir) -> Result<(), super::DataDirError> + Send + 'static,
 ) -> Result<(), StartError> {
     let dir = core.dir.clone();
-    let stamped = tokio::task::spawn_blocking(move || f(&dir)).await;
+    let stamped = dfs_proto::machine::spawn_blocking(move || f(&dir)).await;
     stamped.map_err(|e| StartError::Raft(e.to_string()))?.map_err(StartError::DataDir)
 }
 

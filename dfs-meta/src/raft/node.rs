@@ -57,7 +57,7 @@ impl Node {
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
         settings.check().map_err(StartError::Settings)?;
         let opening = settings.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&opening)).await;
+        let opened = dfs_proto::machine::spawn_blocking(move || open(&opening)).await;
         let Opened { dir, log, snapshots, replica, origin } = opened.map_err(|e| StartError::Raft(e.to_string()))??;
         let cluster = Arc::new(dir.cluster().map_or_else(OnceLock::new, OnceLock::from));
         let (proposals, queue) = mpsc::channel(proposer::QUEUE_MAX);

@@ -106,7 +106,7 @@ impl Replica {
         f: impl FnOnce(&SnapshotDir) -> Result<R, StoreError> + Send + 'static,
     ) -> std::io::Result<R> {
         let snapshots = self.snapshots.clone();
-        let done = tokio::task::spawn_blocking(move || f(&snapshots)).await;
+        let done = dfs_proto::machine::spawn_blocking(move || f(&snapshots)).await;
         Ok(done.map_err(std::io::Error::other)??)
     }
 
@@ -138,7 +138,7 @@ impl Replica {
             std::mem::replace(&mut position.state, state)
         };
         // Freeing millions of nodes takes a while.
-        drop(tokio::task::spawn_blocking(move || drop(old)));
+        drop(dfs_proto::machine::spawn_blocking(move || drop(old)));
         Ok(())
     }
 }

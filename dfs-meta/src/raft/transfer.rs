@@ -81,7 +81,7 @@ async fn feed(
             Err(_) => return Err(SendError::Peer(RpcError::new(ErrorCode::TimedOut, "the snapshot is not taken"))),
         }
         let source = file.clone();
-        let read = tokio::task::spawn_blocking(move || source.read_at(offset, PART_BYTES)).await;
+        let read = dfs_proto::machine::spawn_blocking(move || source.read_at(offset, PART_BYTES)).await;
         let bytes = read.map_err(io::Error::other).and_then(|read| read).map_err(SendError::Local)?;
         if bytes.is_empty() {
             return Ok(());
@@ -145,6 +145,6 @@ impl Receiver {
 }
 
 async fn blocking<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, RpcError> {
-    let done = tokio::task::spawn_blocking(f).await.map_err(io::Error::other).and_then(|done| done);
+    let done = dfs_proto::machine::spawn_blocking(f).await.map_err(io::Error::other).and_then(|done| done);
     done.map_err(|e| RpcError::new(ErrorCode::Io, format!("snapshot: {e}")))
 }

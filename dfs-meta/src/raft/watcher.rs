@@ -139,7 +139,7 @@ async fn learn_cluster(core: &Arc<Core>) {
     let known = *core.cluster.get_or_init(|| cluster);
     tracing::info!(%cluster, "this node belongs to a cluster");
     let dir = core.dir.clone();
-    let stamped = tokio::task::spawn_blocking(move || dir.set_cluster(known)).await;
+    let stamped = dfs_proto::machine::spawn_blocking(move || dir.set_cluster(known)).await;
     if let Err(error) = stamped.map_err(|e| e.to_string()).and_then(|done| done.map_err(|e| e.to_string())) {
         core.fail(error);
     }

@@ -156,7 +156,8 @@ impl LogStore {
             return Ok(recent);
         }
         let disk = self.shared.disk.clone();
-        let old = tokio::task::spawn_blocking(move || disk.read(from, old_to)).await.map_err(io::Error::other)??;
+        let old =
+            dfs_proto::machine::spawn_blocking(move || disk.read(from, old_to)).await.map_err(io::Error::other)??;
         // What was purged may still be there.
         let purged = self.purged_index();
         let mut entries: Vec<Entry> = old.into_iter().filter(|entry| Some(entry.log_id.index) > purged).collect();

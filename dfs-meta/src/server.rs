@@ -49,6 +49,14 @@ impl Server {
     /// # Errors
     /// The settings, the data directory or the address cannot be used.
     pub async fn start(config: &Config) -> Result<Self, ServerError> {
+        Self::start_with(config, config.control()).await
+    }
+
+    /// The same with other tunables of the control loops than the command line gives.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn start_with(config: &Config, tunables: control::Settings) -> Result<Self, ServerError> {
         let address = config.listen;
         // The port comes first: a second process with the same settings must not touch anything.
         let listener = transport::listen(address)
@@ -56,7 +64,7 @@ impl Server {
             .map_err(|source| ServerError::Listen { address: address.to_string(), source })?;
         let node = Node::start(config.raft()).await?;
         let cancel = CancellationToken::new();
-        let control = control::Handle::new(node.handle(), config.control());
+        let control = control::Handle::new(node.handle(), tunables);
         let router = rpc::add(&mut transport::server(), node.handle(), control.clone())
             .add_service(node.service().into_server());
         let stop = cancel.clone().cancelled_owned();

@@ -9,9 +9,11 @@
 //!
 //! The database never gives disk space back, so its directory has a generation: when it is both large and mostly dead at
 //! start, the live records are copied into the next one ([`disk`]). Only `disk` names the database.
+//! In a simulation the log is one plain file instead ([`journal`]).
 
 pub(crate) mod codec;
 pub(crate) mod disk;
+mod journal;
 pub(crate) mod log;
 pub(crate) mod snapshot;
 mod writer;
@@ -23,7 +25,50 @@ pub(crate) use log::LogStore;
 
 pub(crate) use snapshot::{Head, SnapshotDir, SnapshotFile};
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use disk::{Contents, Disk};
+use journal::Journal;
+
+use crate::raft::types::Entry;
+
+/// Where the records of the log are. All writes come from the thread in [`writer`]; reads come from anywhere.
+pub(crate) trait Database: Send + Sync {
+    /// Reads and checks everything but the entries' payload.
+    fn contents(&self) -> Result<Contents, StoreError>;
+    /// Entries with an index in `from..to`; those that are missing are left out.
+    fn read(&self, from: u64, to: u64) -> Result<Vec<Entry>, StoreError>;
+    /// Puts encoded entries in place; durable after [`Database::flush`], as every change.
+    fn put_entries(&self, records: Vec<(u64, Vec<u8>)>) -> io::Result<()>;
+    /// Removes up to `limit` entries with an index in `from..=to`, and says whether more are left.
+    ///
+    /// The highest go first when `from_the_end`, so that a crash never leaves a hole in the log.
+    fn remove_entries(&self, from: u64, to: u64, limit: usize, from_the_end: bool) -> io::Result<bool>;
+    /// Puts the vote in place.
+    fn put_vote(&self, bytes: Vec<u8>) -> io::Result<()>;
+    /// Puts the committed position in place.
+    fn put_committed(&self, bytes: Vec<u8>) -> io::Result<()>;
+    /// Puts the purged position in place.
+    fn put_purged(&self, bytes: Vec<u8>) -> io::Result<()>;
+    /// Makes every change so far durable.
+    fn flush(&self) -> io::Result<()>;
+    /// Bytes on disk; 0 if they cannot be asked for.
+    fn size_bytes(&self) -> u64;
+    /// Where it is, for messages.
+    fn path(&self) -> &Path;
+}
+
+/// Opens the log's database under `root`.
+fn open_database(root: &Path) -> Result<Arc<dyn Database>, StoreError> {
+    match dfs_proto::machine::simulated() {
+        None => Ok(Arc::new(Disk::open(root)?)),
+        Some(_) => Ok(Arc::new(Journal::open(root)?)),
+    }
+}
 
 /// Something on disk cannot be used. Each message says what to do next.
 #[derive(Debug, thiserror::Error)]

@@ -27,7 +27,7 @@ use std::{
 use dfs_common::durable;
 
 use super::{
-    StoreError,
+    Database, StoreError,
     codec::{self, CodecError},
 };
 use crate::raft::types::{Entry, LogId, Vote};
@@ -117,94 +117,6 @@ impl Disk {
         Ok(Self { db, entries, vote, committed, purged, path, file, synced_blobs: Mutex::default() })
     }
 
-    /// Reads and checks everything but the entries' payload.
-    pub(crate) fn contents(&self) -> Result<Contents, StoreError> {
-        let mut contents = Contents {
-            vote: self.single(&self.vote, "vote")?,
-            committed: self.single(&self.committed, "committed")?,
-            purged: self.single(&self.purged, "purged")?,
-            entries: Vec::new(),
-        };
-        for record in self.entries.iter() {
-            let (key, value) = record.map_err(|e| self.corrupt("an entry", &e))?;
-            let index = self.index_of(&key)?;
-            let what = format!("entry {index}");
-            let log_id: LogId = codec::decode_prefix(&value).map_err(|e| self.corrupt(&what, &e))?;
-            if log_id.index != index {
-                return Err(self.corrupt(&what, &format!("it holds entry {}", log_id.index)));
-            }
-            let size = u32::try_from(value.len()).map_err(|e| self.corrupt(&what, &e))?;
-            contents.entries.push((log_id, size));
-        }
-        Ok(contents)
-    }
-
-    /// Entries with an index in `from..to`; those that are missing are left out.
-    pub(crate) fn read(&self, from: u64, to: u64) -> Result<Vec<Entry>, StoreError> {
-        let range = self.entries.range(from.to_be_bytes()..to.to_be_bytes());
-        range
-            .map(|record| {
-                let (key, value) = record.map_err(|e| self.corrupt("an entry", &e))?;
-                let index = self.index_of(&key)?;
-                codec::decode(&value).map_err(|e| self.corrupt(&format!("entry {index}"), &e))
-            })
-            .collect()
-    }
-
-    /// Puts encoded entries in place; durable after [`Disk::flush`], as every change.
-    pub(crate) fn put_entries(&self, records: Vec<(u64, Vec<u8>)>) -> io::Result<()> {
-        let mut batch = sled::Batch::default();
-        // A batch of one costs sled two more writes than the plain insert.
-        if let [(_, _)] = &records[..] {
-            return records.into_iter().try_for_each(|(index, bytes)| {
-                self.entries.insert(index.to_be_bytes(), bytes).map(drop).map_err(to_io)
-            });
-        }
-        for (index, bytes) in records {
-            batch.insert(&index.to_be_bytes(), bytes);
-        }
-        self.entries.apply_batch(batch).map_err(to_io)
-    }
-
-    /// Removes up to `limit` entries with an index in `from..=to`, and says whether more are left.
-    ///
-    /// The highest go first when `from_the_end`, so that a crash never leaves a hole in the log.
-    pub(crate) fn remove_entries(&self, from: u64, to: u64, limit: usize, from_the_end: bool) -> io::Result<bool> {
-        let range = self.entries.range(from.to_be_bytes()..=to.to_be_bytes()).keys();
-        let keys: Vec<sled::IVec> = if from_the_end {
-            range.rev().take(limit).collect::<Result<_, _>>().map_err(to_io)?
-        } else {
-            range.take(limit).collect::<Result<_, _>>().map_err(to_io)?
-        };
-        let more = keys.len() == limit;
-        for key in keys {
-            self.entries.remove(key).map_err(to_io)?;
-        }
-        Ok(more)
-    }
-
-    /// Puts the vote in place.
-    pub(crate) fn put_vote(&self, bytes: Vec<u8>) -> io::Result<()> {
-        self.vote.insert(SINGLE, bytes).map(drop).map_err(to_io)
-    }
-
-    /// Puts the committed position in place.
-    pub(crate) fn put_committed(&self, bytes: Vec<u8>) -> io::Result<()> {
-        self.committed.insert(SINGLE, bytes).map(drop).map_err(to_io)
-    }
-
-    /// Puts the purged position in place.
-    pub(crate) fn put_purged(&self, bytes: Vec<u8>) -> io::Result<()> {
-        self.purged.insert(SINGLE, bytes).map(drop).map_err(to_io)
-    }
-
-    /// Makes every change so far durable.
-    pub(crate) fn flush(&self) -> io::Result<()> {
-        self.db.flush().map_err(to_io)?;
-        self.sync_blobs()?;
-        self.file.sync_data()
-    }
-
     /// Syncs the files of large values that are new. There are few: sled removes them with the pages that refer to them.
     fn sync_blobs(&self) -> io::Result<()> {
         let dir = self.path.join("blobs");
@@ -226,16 +138,6 @@ impl Disk {
         }
         *synced = present;
         if is_new { durable::sync_dir(&dir) } else { Ok(()) }
-    }
-
-    /// Bytes on disk; 0 if they cannot be asked for.
-    pub(crate) fn size_bytes(&self) -> u64 {
-        self.db.size_on_disk().unwrap_or(0)
-    }
-
-    /// Directory of the database, for messages.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     fn single<T: serde::de::DeserializeOwned>(&self, tree: &sled::Tree, name: &str) -> Result<Option<T>, StoreError> {
@@ -317,6 +219,94 @@ impl Disk {
             let (key, value) = (take(length(1))?, take(length(9))?);
             self.trees()[usize::from(head[0] & 3)].insert(key, value).map_err(to_io)?;
         }
+    }
+}
+
+impl Database for Disk {
+    fn contents(&self) -> Result<Contents, StoreError> {
+        let mut contents = Contents {
+            vote: self.single(&self.vote, "vote")?,
+            committed: self.single(&self.committed, "committed")?,
+            purged: self.single(&self.purged, "purged")?,
+            entries: Vec::new(),
+        };
+        for record in self.entries.iter() {
+            let (key, value) = record.map_err(|e| self.corrupt("an entry", &e))?;
+            let index = self.index_of(&key)?;
+            let what = format!("entry {index}");
+            let log_id: LogId = codec::decode_prefix(&value).map_err(|e| self.corrupt(&what, &e))?;
+            if log_id.index != index {
+                return Err(self.corrupt(&what, &format!("it holds entry {}", log_id.index)));
+            }
+            let size = u32::try_from(value.len()).map_err(|e| self.corrupt(&what, &e))?;
+            contents.entries.push((log_id, size));
+        }
+        Ok(contents)
+    }
+
+    fn read(&self, from: u64, to: u64) -> Result<Vec<Entry>, StoreError> {
+        let range = self.entries.range(from.to_be_bytes()..to.to_be_bytes());
+        range
+            .map(|record| {
+                let (key, value) = record.map_err(|e| self.corrupt("an entry", &e))?;
+                let index = self.index_of(&key)?;
+                codec::decode(&value).map_err(|e| self.corrupt(&format!("entry {index}"), &e))
+            })
+            .collect()
+    }
+
+    fn put_entries(&self, records: Vec<(u64, Vec<u8>)>) -> io::Result<()> {
+        let mut batch = sled::Batch::default();
+        // A batch of one costs sled two more writes than the plain insert.
+        if let [(_, _)] = &records[..] {
+            return records.into_iter().try_for_each(|(index, bytes)| {
+                self.entries.insert(index.to_be_bytes(), bytes).map(drop).map_err(to_io)
+            });
+        }
+        for (index, bytes) in records {
+            batch.insert(&index.to_be_bytes(), bytes);
+        }
+        self.entries.apply_batch(batch).map_err(to_io)
+    }
+
+    fn remove_entries(&self, from: u64, to: u64, limit: usize, from_the_end: bool) -> io::Result<bool> {
+        let range = self.entries.range(from.to_be_bytes()..=to.to_be_bytes()).keys();
+        let keys: Vec<sled::IVec> = if from_the_end {
+            range.rev().take(limit).collect::<Result<_, _>>().map_err(to_io)?
+        } else {
+            range.take(limit).collect::<Result<_, _>>().map_err(to_io)?
+        };
+        let more = keys.len() == limit;
+        for key in keys {
+            self.entries.remove(key).map_err(to_io)?;
+        }
+        Ok(more)
+    }
+
+    fn put_vote(&self, bytes: Vec<u8>) -> io::Result<()> {
+        self.vote.insert(SINGLE, bytes).map(drop).map_err(to_io)
+    }
+
+    fn put_committed(&self, bytes: Vec<u8>) -> io::Result<()> {
+        self.committed.insert(SINGLE, bytes).map(drop).map_err(to_io)
+    }
+
+    fn put_purged(&self, bytes: Vec<u8>) -> io::Result<()> {
+        self.purged.insert(SINGLE, bytes).map(drop).map_err(to_io)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.db.flush().map_err(to_io)?;
+        self.sync_blobs()?;
+        self.file.sync_data()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.db.size_on_disk().unwrap_or(0)
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
     }
 }
 

@@ -20,8 +20,7 @@ use openraft::{
 use tokio::sync::oneshot;
 
 use super::{
-    StoreError, codec,
-    disk::Disk,
+    Database, StoreError, codec,
     writer::{Done, Progress, Request, Writer},
 };
 use crate::raft::types::{Entry, LogId, StorageError, TypeConfig, Vote};
@@ -40,7 +39,7 @@ pub(crate) struct LogStore {
 }
 
 struct Shared {
-    disk: Arc<Disk>,
+    disk: Arc<dyn Database>,
     progress: Arc<Progress>,
     view: Mutex<View>,
     writer: Writer,
@@ -69,7 +68,7 @@ struct View {
 impl LogStore {
     /// Opens the log in `root`. Blocks on the disk.
     pub(crate) fn open(root: &Path) -> Result<Self, StoreError> {
-        let disk = Arc::new(Disk::open(root)?);
+        let disk = super::open_database(root)?;
         let contents = disk.contents()?;
         let purged_next = contents.purged.map_or(0, |id| id.index + 1);
         let mut view =

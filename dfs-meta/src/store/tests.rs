@@ -9,7 +9,7 @@ use openraft::{
     testing::{StoreBuilder, Suite},
 };
 
-use super::{LogStore, SnapshotDir, StoreError, disk::Disk};
+use super::{Database as _, LogStore, SnapshotDir, StoreError, disk::Disk};
 use crate::{
     fsm::{Batch, Command},
     raft::{

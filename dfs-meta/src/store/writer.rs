@@ -3,11 +3,13 @@
 //! All changes go through one bounded queue, so they reach the database in the order openraft made them. The thread drains
 //! what is queued, up to [`DRAIN_MAX`] requests, flushes once for all of them, and only then answers. Removing purged entries
 //! is not urgent: it is done in slices while the queue is empty.
+//!
+//! In a simulation there are no threads: each request is followed by a turn among the blocking work.
 
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
@@ -15,10 +17,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dfs_proto::machine;
 use openraft::storage::LogFlushed;
 use tokio::sync::oneshot;
 
-use super::{StoreError, disk::Disk};
+use super::{Database, StoreError};
 use crate::raft::types::TypeConfig;
 
 /// Requests that share one flush.
@@ -62,22 +65,35 @@ pub(crate) struct Progress {
 /// The sending side of the thread.
 pub(crate) struct Writer {
     queue: SyncSender<Request>,
-    thread: Option<JoinHandle<()>>,
+    runs: Runs,
+}
+
+/// Where the other side runs.
+enum Runs {
+    Thread(Option<JoinHandle<()>>),
+    Turns(Arc<Mutex<(Thread, Receiver<Request>)>>),
 }
 
 impl Writer {
     /// Starts the thread. `purged_next` is the first index that is not purged; entries below it are leftovers of a crash.
-    pub(crate) fn start(disk: Arc<Disk>, progress: Arc<Progress>, purged_next: u64) -> Result<Self, StoreError> {
+    pub(crate) fn start(
+        disk: Arc<dyn Database>,
+        progress: Arc<Progress>,
+        purged_next: u64,
+    ) -> Result<Self, StoreError> {
         let (queue, requests) = sync_channel(QUEUE_MAX);
         let path = disk.path().to_owned();
         progress.size_bytes.store(disk.size_bytes(), Ordering::Relaxed);
         let thread =
             Thread { disk, progress, purge_upto: purged_next.checked_sub(1), committed_at: None, failed: None };
+        if machine::simulated().is_some() {
+            return Ok(Self { queue, runs: Runs::Turns(Arc::new(Mutex::new((thread, requests)))) });
+        }
         let thread = Builder::new()
             .name("raft-log".into())
             .spawn(move || thread.run(&requests))
             .map_err(StoreError::io(path))?;
-        Ok(Self { queue, thread: Some(thread) })
+        Ok(Self { queue, runs: Runs::Thread(Some(thread)) })
     }
 
     /// Queues a request.
@@ -88,7 +104,15 @@ impl Writer {
         self.queue.try_send(request).map_err(|error| match error {
             TrySendError::Full(_) => io::Error::other("the log's disk does not keep up"),
             TrySendError::Disconnected(_) => io::Error::other("the log is closed"),
-        })
+        })?;
+        if let Runs::Turns(turns) = &self.runs {
+            let turns = turns.clone();
+            drop(machine::spawn_blocking(move || {
+                let (thread, requests) = &mut *turns.lock().unwrap_or_else(PoisonError::into_inner);
+                thread.turn(requests);
+            }));
+        }
+        Ok(())
     }
 }
 
@@ -97,7 +121,8 @@ impl Drop for Writer {
     fn drop(&mut self) {
         let (queue, _) = sync_channel(0);
         self.queue = queue;
-        if let Some(thread) = self.thread.take()
+        if let Runs::Thread(thread) = &mut self.runs
+            && let Some(thread) = thread.take()
             && thread.join().is_err()
         {
             tracing::error!("the thread that writes the log panicked");
@@ -112,7 +137,7 @@ enum Answer {
 }
 
 struct Thread {
-    disk: Arc<Disk>,
+    disk: Arc<dyn Database>,
     progress: Arc<Progress>,
     /// Purged entries up to here may still be in the database.
     purge_upto: Option<u64>,
@@ -135,6 +160,16 @@ impl Thread {
         }
         if let Err(error) = self.disk.flush() {
             tracing::error!(%error, "the last flush of the log failed");
+        }
+    }
+
+    /// Handles what is queued, and what there is to do while nothing is.
+    fn turn(&mut self, requests: &Receiver<Request>) {
+        if let Ok(first) = requests.try_recv() {
+            self.round(first, requests);
+        }
+        while self.purge_upto.is_some() {
+            self.idle();
         }
     }
 

@@ -6,7 +6,7 @@
 //! was not synced.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     os::{fd::RawFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
@@ -39,13 +39,17 @@ enum Change {
 }
 
 impl Change {
-    /// The directories that must be synced for it to last.
-    fn dirs(&self) -> [Option<&Path>; 2] {
+    /// The directory that must be synced for it to last. Of a file that moved it is the one with the new name, since that is
+    /// what is promised.
+    fn dir(&self) -> Option<&Path> {
         match self {
-            Self::Created(path) | Self::MadeDir(path) | Self::Removed { path, .. } => [path.parent(), None],
-            // The new name is what is promised; the old one goes with it.
-            Self::Renamed { to, .. } => [to.parent(), None],
+            Self::Created(path) | Self::MadeDir(path) | Self::Removed { path, .. } => path.parent(),
+            Self::Renamed { to, .. } => to.parent(),
         }
+    }
+
+    fn is_on(&self, disk: &Path) -> bool {
+        self.dir().is_some_and(|dir| dir.starts_with(disk))
     }
 }
 
@@ -55,7 +59,7 @@ pub(crate) struct Disks {
     root: PathBuf,
     grave: PathBuf,
     graves: u64,
-    fds: HashMap<RawFd, PathBuf>,
+    fds: BTreeMap<RawFd, PathBuf>,
     files: BTreeMap<PathBuf, FileState>,
     changes: Vec<Change>,
 }
@@ -63,7 +67,7 @@ pub(crate) struct Disks {
 impl Disks {
     pub(crate) fn new(root: PathBuf) -> Self {
         let grave = root.join(".removed");
-        Self { root, grave, graves: 0, fds: HashMap::new(), files: BTreeMap::new(), changes: Vec::new() }
+        Self { root, grave, graves: 0, fds: BTreeMap::new(), files: BTreeMap::new(), changes: Vec::new() }
     }
 
     pub(crate) fn covers(&self, path: &Path) -> bool {
@@ -88,10 +92,9 @@ impl Disks {
 
     pub(crate) fn before_write(&mut self, fd: RawFd, offset: Option<u64>, length: u64) {
         let Some(path) = self.fds.get(&fd).cloned() else { return };
-        let Ok(meta) = fs::metadata(&path) else { return };
-        let size = meta.len();
+        let size = || fs::metadata(&path).map_or(0, |meta| meta.len());
         let state = self.files.entry(path.clone()).or_default();
-        let known = *state.synced_len.get_or_insert(size);
+        let known = *state.synced_len.get_or_insert_with(size);
         // Without an offset files are only appended to here.
         let Some(at) = offset.filter(|at| *at < known) else { return };
         let mut old = vec![0; (length.min(known - at)) as usize];
@@ -130,7 +133,7 @@ impl Disks {
         // The entries of a directory that itself is not durable yet go with it; that is decided at the crash.
         let changes = std::mem::take(&mut self.changes);
         for change in changes {
-            if change.dirs().contains(&Some(dir)) {
+            if change.dir().is_some_and(|of| of.as_os_str() == dir.as_os_str()) {
                 bury(&change);
             } else {
                 self.changes.push(change);
@@ -144,7 +147,7 @@ impl Disks {
         self.files.retain(|path, _| !path.starts_with(&disk));
         let changes = std::mem::take(&mut self.changes);
         for change in changes {
-            if change.dirs().into_iter().flatten().any(|dir| dir.starts_with(&disk)) {
+            if change.is_on(&disk) {
                 bury(&change);
             } else {
                 self.changes.push(change);
@@ -207,9 +210,8 @@ impl Disks {
     pub(crate) fn crash(&mut self, disk: &Path, rng: &mut Rng) -> String {
         let _bypass = Bypass::new();
         self.fds.retain(|_, path| !path.starts_with(disk));
-        let (mine, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.changes)
-            .into_iter()
-            .partition(|change| change.dirs().into_iter().flatten().any(|dir| dir.starts_with(disk)));
+        let (mine, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.changes).into_iter().partition(|change| change.is_on(disk));
         self.changes = others;
         let keep = if mine.is_empty() { 0 } else { rng.below(mine.len() as u64 + 1) as usize };
         let undone = mine.len() - keep;
@@ -260,7 +262,7 @@ impl Disks {
         let _bypass = Bypass::new();
         self.fds.retain(|_, path| !path.starts_with(disk));
         self.files.retain(|path, _| !path.starts_with(disk));
-        self.changes.retain(|change| !change.dirs().into_iter().flatten().any(|dir| dir.starts_with(disk)));
+        self.changes.retain(|change| !change.is_on(disk));
         let _ = fs::remove_dir_all(disk);
     }
 }

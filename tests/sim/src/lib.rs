@@ -14,4 +14,4 @@ mod shim;
 mod workload;
 mod world;
 
-pub use run::{Defect, Report, Settings, run};
+pub use run::{Defect, Report, Settings, repeatable, run};

@@ -22,7 +22,7 @@ use crate::world::World;
 
 /// Makes sure that the linker takes these functions: somebody must mention them.
 pub(crate) fn installed() -> usize {
-    let functions: [*const (); 19] = [
+    let functions: [*const (); 20] = [
         clock_gettime as *const (),
         getrandom as *const (),
         getentropy as *const (),
@@ -42,8 +42,21 @@ pub(crate) fn installed() -> usize {
         mkdir as *const (),
         rmdir as *const (),
         nanosleep as *const (),
+        syscall as *const (),
     ];
     functions.iter().filter(|function| !function.is_null()).count()
+}
+
+/// Has the kernel put everything at fixed addresses from the next start of the program on; whether it has already.
+pub(crate) fn fix_addresses() -> bool {
+    const ASK: libc::c_ulong = 0xffff_ffff;
+    // SAFETY: it only asks for, and sets, flags of this process.
+    let now = unsafe { libc::personality(ASK) };
+    if now < 0 || now & libc::ADDR_NO_RANDOMIZE != 0 {
+        return true;
+    }
+    // SAFETY: as above.
+    unsafe { libc::personality((now | libc::ADDR_NO_RANDOMIZE) as libc::c_ulong) < 0 }
 }
 
 fn fail(errno: c_int) -> c_int {
@@ -348,4 +361,52 @@ extern "C" fn mkdir(path: *const c_char, mode: mode_t) -> c_int {
 extern "C" fn rmdir(path: *const c_char) -> c_int {
     // SAFETY: the system call takes these arguments.
     unsafe { libc::syscall(libc::SYS_unlinkat, libc::AT_FDCWD, path, libc::AT_REMOVEDIR) as c_int }
+}
+
+/// The C library's own way to make system calls that it has no function for. Some libraries get random numbers this way.
+#[unsafe(no_mangle)]
+extern "C" fn syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long) -> c_long {
+    if number == libc::SYS_getrandom && World::with(|_| ()).is_some() {
+        return getrandom(a as *mut c_void, b as size_t, c as c_uint) as c_long;
+    }
+    // SAFETY: this is what the caller asks for; arguments that it did not give are ignored by the kernel.
+    let result = unsafe { kernel(number, [a, b, c, d, e, f]) };
+    if (-4095..0).contains(&result) {
+        return c_long::from(fail(-result as c_int));
+    }
+    result
+}
+
+#[cfg(target_arch = "x86_64")]
+unsafe fn kernel(number: c_long, arguments: [c_long; 6]) -> c_long {
+    let [a, b, c, d, e, f] = arguments;
+    let result;
+    // SAFETY: the calling convention of Linux on x86-64; the caller vouches for the call itself.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e, in("r9") f,
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack)
+        );
+    }
+    result
+}
+
+#[cfg(target_arch = "aarch64")]
+unsafe fn kernel(number: c_long, arguments: [c_long; 6]) -> c_long {
+    let [a, b, c, d, e, f] = arguments;
+    let result;
+    // SAFETY: the calling convention of Linux on AArch64; the caller vouches for the call itself.
+    unsafe {
+        std::arch::asm!(
+            "svc 0",
+            in("x8") number,
+            inlateout("x0") a => result,
+            in("x1") b, in("x2") c, in("x3") d, in("x4") e, in("x5") f,
+            options(nostack)
+        );
+    }
+    result
 }

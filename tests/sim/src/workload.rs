@@ -1,7 +1,7 @@
 //! What the clients do, through the public interface of dfs-client, and what they check while they do it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -42,9 +42,9 @@ pub(crate) struct Inner {
     pub(crate) operations: Vec<Operation>,
     pub(crate) violations: Vec<String>,
     /// Checksums of contents that somebody began to publish.
-    contents: HashMap<u64, ()>,
+    contents: BTreeSet<u64>,
     /// Content of files that never change.
-    fixed: HashMap<u64, u64>,
+    fixed: BTreeMap<u64, u64>,
     pub(crate) registers: Vec<u64>,
     pub(crate) directories: Vec<u64>,
     /// Where each client makes new files.
@@ -195,7 +195,7 @@ impl Client {
         while bytes.len() < length as usize {
             bytes.extend_from_slice(&fill.next().to_le_bytes());
         }
-        self.shared.lock().contents.insert(digest(&bytes), ());
+        self.shared.lock().contents.insert(digest(&bytes));
         bytes
     }
 
@@ -284,7 +284,7 @@ impl Client {
         let value = digest(&bytes);
         let mut shared = self.shared.lock();
         shared.reads += 1;
-        if bytes.len() != length || (value != 0 && !shared.contents.contains_key(&value)) {
+        if bytes.len() != length || (value != 0 && !shared.contents.contains(&value)) {
             let name = &self.name;
             shared.violations.push(format!(
                 "{name} read {} of {length} bytes of inode {ino} that nobody wrote, at {opened}",

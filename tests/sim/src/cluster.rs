@@ -138,7 +138,8 @@ impl Cluster {
         world.note(&format!("{name} starts"));
         match process.role {
             Role::Meta => {
-                let args = meta_args(&name, process.number, &meta, &disk, quorum);
+                let trash = if seed % 2 == 0 { "0s" } else { "3s" };
+                let args = meta_args(&name, process.number, &meta, &disk, quorum, trash);
                 world.boot(process.node, meta_process(args, window));
             }
             Role::Storage => {
@@ -162,7 +163,7 @@ impl Cluster {
     }
 }
 
-fn meta_args(name: &str, number: u32, meta: &[String], disk: &Path, quorum: u32) -> Vec<OsString> {
+fn meta_args(name: &str, number: u32, meta: &[String], disk: &Path, quorum: u32, trash: &str) -> Vec<OsString> {
     let peers: Vec<_> = (1..).zip(meta).map(|(n, address)| format!("meta-{n}={address}")).collect();
     let listen = address(Role::Meta, number).to_string();
     let (peers, quorum) = (peers.join(","), quorum.to_string());
@@ -193,6 +194,10 @@ fn meta_args(name: &str, number: u32, meta: &[String], disk: &Path, quorum: u32)
         "--election-max",
         "1600ms",
         "--gc-grace",
+        "4s",
+        "--trash-retention",
+        trash,
+        "--trim-grace",
         "4s",
         "--snapshot-threshold",
         "150",

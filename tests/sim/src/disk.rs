@@ -161,7 +161,7 @@ impl Disks {
         below.components().next().map(|node| self.root.join(node))
     }
 
-    fn into_grave(&mut self, path: &Path) -> Result<PathBuf, Errno> {
+    fn move_to_grave(&mut self, path: &Path) -> Result<PathBuf, Errno> {
         self.graves += 1;
         let kept = self.grave.join(self.graves.to_string());
         fs::rename(path, &kept).map_err(errno)?;
@@ -178,7 +178,7 @@ impl Disks {
         if !from.exists() || !to.parent().is_some_and(Path::is_dir) {
             return Err(libc::ENOENT);
         }
-        let replaced = if to.is_file() { Some(self.into_grave(to)?) } else { None };
+        let replaced = if to.is_file() { Some(self.move_to_grave(to)?) } else { None };
         fs::rename(from, to).map_err(errno)?;
         if let Some(state) = self.files.remove(from) {
             self.files.insert(to.to_owned(), state);
@@ -197,7 +197,7 @@ impl Disks {
         if !path.exists() {
             return Err(libc::ENOENT);
         }
-        let kept = self.into_grave(path)?;
+        let kept = self.move_to_grave(path)?;
         self.changes.push(Change::Removed { path: path.to_owned(), kept });
         Ok(())
     }

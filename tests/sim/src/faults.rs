@@ -97,12 +97,10 @@ impl Faults {
         let (node, name) = (cluster.processes[at].node, cluster.processes[at].name.clone());
         match self.rng.below(20) {
             0..=3 => self.crash(world, cluster, at),
-            4 => {
-                // The lights go out for everybody.
-                if self.rng.once_in(3) {
-                    for at in 0..cluster.processes.len() {
-                        self.crash(world, cluster, at);
-                    }
+            // The lights go out for everybody.
+            4 if self.rng.once_in(3) => {
+                for at in 0..cluster.processes.len() {
+                    self.crash(world, cluster, at);
                 }
             }
             5 | 6 => self.cut_off(world, cluster, at),

@@ -7,8 +7,8 @@ use std::{
     sync::{Arc, Mutex, Once, PoisonError, atomic::Ordering},
 };
 
-use dfs_common::ChunkId;
-use dfs_meta::fsm::{State, check::check};
+use dfs_common::{ChunkId, node::NodeState};
+use dfs_meta::fsm::{Node, State, check::check};
 
 use crate::{
     cluster::{Cluster, Role, Simulated},
@@ -141,6 +141,11 @@ pub fn repeatable() -> std::io::Result<()> {
         return Ok(());
     }
     Err(std::process::Command::new(std::env::current_exe()?).args(std::env::args_os().skip(1)).exec())
+}
+
+/// The nodes but for those whose disk was replaced: a new disk is a new node of the same name.
+fn present(state: &State) -> impl Iterator<Item = &Node> {
+    state.nodes().filter(|node| !state.nodes().any(|other| other.name == node.name && other.id > node.id))
 }
 
 struct Run {
@@ -326,7 +331,7 @@ impl Run {
         let Some(leader) = self.cluster.leader() else { return Some("no leader".into()) };
         let trouble = leader.peek(|state| {
             let figures = state.counters();
-            if let Some(node) = state.nodes().find(|node| node.state != dfs_common::node::NodeState::Alive) {
+            if let Some(node) = present(state).find(|node| node.state != NodeState::Alive) {
                 return Some(format!("node {} is {}", node.name, node.state));
             }
             if figures.under_replicated + figures.missing > 0 {
@@ -347,7 +352,7 @@ impl Run {
         let _bypass = Bypass::new();
         for at in self.cluster.of(Role::Storage) {
             let name = &self.cluster.processes[at].name;
-            let Some(node) = state.nodes().find(|node| node.name == *name) else { continue };
+            let Some(node) = present(state).find(|node| node.name == *name) else { continue };
             let recorded: BTreeSet<ChunkId> = state.chunks_on(node.id, None).collect();
             let mut held = BTreeSet::new();
             for path in chunk_files(self.cluster.disk(at)) {

@@ -30,6 +30,6 @@ mod write;
 pub use dfs::Dfs;
 pub use error::{Attempt, Error};
 pub use options::{Options, Settings};
-pub use read::Reader;
+pub use read::{Reader, Seek};
 pub use types::{Created, DirEntry, DirPage, FilePage, ListedFile, NewFile, NewNode, RenameFlags, StatFs};
 pub use write::Writer;

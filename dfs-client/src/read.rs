@@ -10,17 +10,20 @@ mod layouts;
 mod part;
 mod pieces;
 mod pipeline;
+mod seek;
 mod window;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dfs_common::{Attr, Layout};
+use dfs_common::{Attr, ChunkRef, Layout};
 
 pub(crate) use blocks::{BlockCache, fetch_blocks, fetch_whole};
 pub(crate) use latency::Latencies;
 pub(crate) use layouts::Layouts;
 pub(crate) use pipeline::ReaderCore;
+pub use seek::Seek;
+pub(crate) use seek::seek;
 
 use crate::{Error, cluster::Pin, dfs::Shared};
 
@@ -56,6 +59,15 @@ impl Reader {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.core.layout.size()
+    }
+
+    /// Where data or a hole begins at or behind `offset`; `None` if nothing of the kind follows. Holes are found by whole chunks.
+    #[must_use]
+    pub fn seek(&self, offset: u64, what: Seek) -> Option<u64> {
+        let Layout::Replicated { size, chunk_size, chunks, .. } = self.layout();
+        let is_hole =
+            |index| usize::try_from(index).ok().and_then(|index| chunks.get(index)).is_none_or(ChunkRef::is_hole);
+        seek(*size, (*chunk_size).into(), offset, what, is_hole)
     }
 
     /// Verified bytes from `offset`: `len` of them, fewer only at the end of the file. Any number of calls may run at a

@@ -1,13 +1,15 @@
-//! Whole files from and to the local disk.
+//! Whole files from and to the local disk, and copies inside the cluster.
 //!
 //! An upload keeps a manifest beside it: which chunks are stored, and where. After a crash the pending version is gone (it
 //! ends with its session), but the chunks are still there for a while; a resumed upload makes a new pending version and
 //! commits those that the storage nodes still have.
 
+mod clone;
 mod download;
 mod manifest;
 mod upload;
 
+pub use clone::{Cloned, clone_tree};
 pub use download::download;
 pub use manifest::path as manifest_path;
 pub use upload::{Uploaded, upload};

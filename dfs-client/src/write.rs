@@ -14,6 +14,7 @@
 mod buffer;
 mod fill;
 mod publish;
+mod ranges;
 mod slot;
 mod store;
 mod view;
@@ -32,10 +33,11 @@ pub(crate) use publish::abandon;
 pub(crate) use store::store;
 
 use crate::{
-    Error,
+    Error, Reader, Seek,
     cluster::{Pin, Session},
     dfs::Shared,
 };
+use ranges::Sources;
 use slot::Slots;
 
 /// Most chunks of a file: 1 TiB with chunks of 4 MiB. A commit names every chunk, so this bounds its size (about 20 MB).
@@ -74,6 +76,8 @@ struct State {
     published: bool,
     /// Keeps the version that the stored chunks came from.
     _base: Option<Pin>,
+    /// Keeps the versions that chunks were taken over from.
+    sources: Sources,
 }
 
 /// What a writer starts from.
@@ -100,6 +104,7 @@ impl Writer {
             attr: start.attr.clone(),
             published: start.published,
             _base: pin,
+            sources: Sources::default(),
         };
         let core = Core {
             shared,
@@ -170,6 +175,33 @@ impl Writer {
         }
         core.dirty.store(true, Ordering::Release);
         core.cut(&mut state, size).await.map_err(|error| core.fail(error))
+    }
+
+    /// Takes over content of a published version without moving its bytes: both files list the same chunks. Gives how many of
+    /// the `len` bytes from `from_offset` are at `offset` now, counted from the start: whole chunks, and the short last one if it
+    /// becomes the end of this file too. 0 if nothing can be shared, because the offsets do not lie on borders of chunks or the
+    /// files have chunks of different sizes; then read and write.
+    ///
+    /// # Errors
+    /// As [`Writer::write_at`].
+    pub async fn share_from(&self, from: &Reader, from_offset: u64, offset: u64, len: u64) -> Result<u64, Error> {
+        self.core.share(from.layout(), from_offset, offset, len).await
+    }
+
+    /// Makes `len` bytes from `offset` read as zeros; chunks that are covered whole take no space any more. The size stays.
+    ///
+    /// # Errors
+    /// As [`Writer::write_at`].
+    pub async fn zero_range(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.core.zero(offset, len).await
+    }
+
+    /// Where data or a hole begins at or behind `offset`; `None` if nothing of the kind follows. Holes are found by whole chunks.
+    ///
+    /// # Errors
+    /// The writer has failed.
+    pub async fn seek(&self, offset: u64, what: Seek) -> Result<Option<u64>, Error> {
+        self.core.seek(offset, what).await
     }
 
     /// Size of the content as written so far, bytes. Never waits.

@@ -13,6 +13,7 @@ pub(crate) mod handles;
 pub(crate) mod inode;
 pub(crate) mod names;
 pub(crate) mod pages;
+pub(crate) mod ranges;
 pub(crate) mod xattr;
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod convert;
 
 use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc, time::SystemTime};
 
-use dfs_client::{NewNode, RenameFlags};
+use dfs_client::{NewNode, RenameFlags, Seek};
 use dfs_common::{InodeId, SetAttr};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
@@ -25,11 +25,15 @@ use crate::fs::{
     error::Error,
     file::{OpenMode, Opened},
     pages::Caching,
+    ranges::Allocate,
     xattr::SetMode,
 };
 
 /// Largest write request, bytes. More gains nothing, the kernel's default of 128 KiB costs a fifth of the throughput.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// Bytes of one answer to copy_file_range(2), whose size has 32 bits. A multiple of every chunk size, so that the next call of
+/// a long copy starts on a border of a chunk again.
+const COPY_BYTES_MAX: u64 = 2 << 30;
 /// Requests the kernel may have under way that no program waits for: read-ahead of many files, releases.
 const BACKGROUND_MAX: u16 = 128;
 
@@ -421,36 +425,59 @@ impl Filesystem for Adapter {
     fn fallocate(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        // The kernel remembers and answers EOPNOTSUPP from now on; posix_fallocate(3) then writes zeros.
-        reply.error(Errno::ENOSYS);
+        let fs = Arc::clone(&self.fs);
+        let work = async move {
+            let what = Allocate::from_mode(mode).ok_or_else(|| {
+                Error::refused(libc::EOPNOTSUPP, "files cannot be collapsed or opened up in the middle")
+            })?;
+            fs.allocate(fh.0, offset, length, what).await
+        };
+        self.empty("fallocate", ino, work, reply);
     }
 
-    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
-        // The kernel remembers and takes the whole file for data.
-        reply.error(Errno::ENOSYS);
+    fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let fs = Arc::clone(&self.fs);
+        let work = async move {
+            let what = match whence {
+                libc::SEEK_DATA => Seek::Data,
+                libc::SEEK_HOLE => Seek::Hole,
+                _ => return Err(Error::refused(libc::EINVAL, "the kernel seeks by itself")),
+            };
+            let offset = u64::try_from(offset).map_err(|_| Error::refused(libc::ENXIO, "before the start"))?;
+            fs.seek(fh.0, offset, what).await
+        };
+        self.ask("lseek", ino, work, |outcome| match outcome {
+            Ok(at) => reply.offset(i64::try_from(at).expect("files are shorter than 2^63 bytes")),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn copy_file_range(
         &self,
         _req: &Request,
-        _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
         _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel copies by reading and writing instead.
-        reply.error(Errno::EOPNOTSUPP);
+        let fs = Arc::clone(&self.fs);
+        let len = len.min(COPY_BYTES_MAX);
+        let work = async move { fs.copy_range((fh_in.0, offset_in), (fh_out.0, offset_out), len).await };
+        self.ask("copy_file_range", ino_in, work, |outcome| match outcome {
+            Ok(copied) => reply.written(u32::try_from(copied).expect("at most COPY_BYTES_MAX")),
+            Err(errno) => reply.error(errno),
+        });
     }
 }

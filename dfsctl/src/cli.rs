@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use dfs_client::config::ClientArgs;
 
 use crate::{
-    cmd::{change, cluster, dev, events, explain, fsck, meta, namespace, repair, transfer, trash, wait},
+    cmd::{change, clone, cluster, dev, events, explain, fsck, meta, namespace, repair, transfer, trash, wait},
     exit,
 };
 
@@ -86,6 +86,8 @@ pub enum Verb {
     Mv(change::Mv),
     /// Get removed and replaced content back
     Trash(trash::Trash),
+    /// Copy files and trees inside the cluster without moving data
+    Clone(clone::Clone),
     /// Is anything at risk?
     Status(cluster::StatusArgs),
     /// List the storage nodes

@@ -1,6 +1,7 @@
 //! The verbs, one file for each group.
 
 pub mod change;
+pub mod clone;
 pub mod cluster;
 pub mod dev;
 pub mod events;
@@ -38,6 +39,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Rm(args) => change::rm(&context, &args),
         Verb::Mv(args) => change::mv(&context, &args),
         Verb::Trash(args) => trash::run(&context, &args),
+        Verb::Clone(args) => clone::clone(&context, &args),
         Verb::Status(_) => cluster::status(&context),
         Verb::Nodes(_) => cluster::nodes(&context),
         Verb::Df(_) => cluster::df(&context),

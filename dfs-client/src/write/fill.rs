@@ -175,9 +175,9 @@ impl Core {
         Ok(())
     }
 
-    /// Drops what lies behind `keep` bytes of a slot: were it kept, it would come back when the file grows again.
-    pub(super) async fn cut_slot(&self, state: &mut State, index: u64, keep: usize) -> Result<(), Error> {
-        let has = match state.slots.get(index) {
+    /// How many bytes of a slot are there; the rest of it reads as zeros.
+    pub(super) async fn held(&self, state: &State, index: u64) -> Result<usize, Error> {
+        Ok(match state.slots.get(index) {
             Slot::Hole => 0,
             Slot::Stored(stored) => stored.chunk.length as usize,
             Slot::Open(open) => open.buffer.len(),
@@ -185,7 +185,12 @@ impl Core {
                 Some(bytes) => bytes.len(),
                 None => upload.wait().await.clone()?.length as usize,
             },
-        };
+        })
+    }
+
+    /// Drops what lies behind `keep` bytes of a slot: were it kept, it would come back when the file grows again.
+    pub(super) async fn cut_slot(&self, state: &mut State, index: u64, keep: usize) -> Result<(), Error> {
+        let has = self.held(state, index).await?;
         if has <= keep {
             return Ok(());
         }

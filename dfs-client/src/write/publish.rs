@@ -101,6 +101,7 @@ impl Core {
             answer.attr.ok_or_else(|| Error::new(ErrorCode::Internal, "a commit was answered without attributes"))?;
         state.attr = attr.try_into()?;
         state.slots.recorded();
+        state.sources.published();
         state.published = true;
         if done {
             state.pending = None;

@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use bytes::Bytes;
-use dfs_client::{Created, Dfs, DirPage, Error, NewFile, NewNode, Reader, RenameFlags, StatFs, Writer};
+use dfs_client::{Created, Dfs, DirPage, Error, NewFile, NewNode, Reader, RenameFlags, Seek, StatFs, Writer};
 use dfs_common::{Attr, InodeId, Layout, SetAttr};
 use dfs_proto::convert::NodeAddress;
 
@@ -18,14 +18,31 @@ pub(crate) trait VersionReader: Send + Sync + 'static {
     fn layout(&self) -> &Layout;
     /// Verified bytes; fewer than `len` only at the end.
     fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = Outcome<Vec<Bytes>>> + Send;
+    /// Where data or a hole begins.
+    fn seek(&self, offset: u64, what: Seek) -> Option<u64>;
 }
 
 /// One version that is being written.
 pub(crate) trait VersionWriter: Send + Sync + 'static {
+    /// What chunks can be taken over from.
+    type Reader: VersionReader;
+
     /// Writes; waits while memory is short.
     fn write_at(&self, offset: u64, data: &[u8]) -> impl Future<Output = Outcome<()>> + Send;
     /// Reads what was written, published or not.
     fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = Outcome<Vec<Bytes>>> + Send;
+    /// Takes whole chunks over; how many bytes they cover from the start of the range.
+    fn share_from(
+        &self,
+        from: &Self::Reader,
+        from_offset: u64,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Outcome<u64>> + Send;
+    /// Makes a range read as zeros.
+    fn zero_range(&self, offset: u64, len: u64) -> impl Future<Output = Outcome<()>> + Send;
+    /// Where data or a hole begins.
+    fn seek(&self, offset: u64, what: Seek) -> impl Future<Output = Outcome<Option<u64>>> + Send;
     /// Cuts or extends.
     fn truncate(&self, size: u64) -> impl Future<Output = Outcome<()>> + Send;
     /// Size now, bytes.
@@ -51,7 +68,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// An open version.
     type Reader: VersionReader;
     /// A version being written.
-    type Writer: VersionWriter;
+    type Writer: VersionWriter<Reader = Self::Reader>;
 
     fn lookup(&self, parent: InodeId, name: &[u8]) -> impl Future<Output = Outcome<Attr>> + Send;
     fn getattr(&self, ino: InodeId) -> impl Future<Output = Outcome<Attr>> + Send;
@@ -121,14 +138,28 @@ impl VersionReader for Reader {
     async fn read_at(&self, offset: u64, len: usize) -> Outcome<Vec<Bytes>> {
         Self::read_at(self, offset, len).await
     }
+    fn seek(&self, offset: u64, what: Seek) -> Option<u64> {
+        Self::seek(self, offset, what)
+    }
 }
 
 impl VersionWriter for Writer {
+    type Reader = Reader;
+
     async fn write_at(&self, offset: u64, data: &[u8]) -> Outcome<()> {
         Self::write_at(self, offset, data).await
     }
     async fn read_at(&self, offset: u64, len: usize) -> Outcome<Vec<Bytes>> {
         Self::read_at(self, offset, len).await
+    }
+    async fn share_from(&self, from: &Reader, from_offset: u64, offset: u64, len: u64) -> Outcome<u64> {
+        Self::share_from(self, from, from_offset, offset, len).await
+    }
+    async fn zero_range(&self, offset: u64, len: u64) -> Outcome<()> {
+        Self::zero_range(self, offset, len).await
+    }
+    async fn seek(&self, offset: u64, what: Seek) -> Outcome<Option<u64>> {
+        Self::seek(self, offset, what).await
     }
     async fn truncate(&self, size: u64) -> Outcome<()> {
         Self::truncate(self, size).await

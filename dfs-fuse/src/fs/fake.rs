@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use dfs_client::{Created, DirEntry, DirPage, Error, NewFile, NewNode, RenameFlags, StatFs};
+use dfs_client::{Created, DirEntry, DirPage, Error, NewFile, NewNode, RenameFlags, Seek, StatFs};
 use dfs_common::{Attr, ErrorCode, FileId, FileKind, InodeId, Layout, SessionId, SetAttr, SetTime};
 use dfs_proto::convert::NodeAddress;
 
@@ -131,6 +131,15 @@ impl VersionReader for FakeReader {
     async fn read_at(&self, offset: u64, len: usize) -> Outcome<Vec<Bytes>> {
         Ok(slice(&self.content, offset, len))
     }
+    fn seek(&self, offset: u64, what: Seek) -> Option<u64> {
+        seek(self.content.len() as u64, offset, what)
+    }
+}
+
+/// Everything is data.
+fn seek(size: u64, offset: u64, what: Seek) -> Option<u64> {
+    let found = if what == Seek::Data { offset } else { size };
+    (offset < size).then_some(found)
 }
 
 /// A pending version.
@@ -179,6 +188,22 @@ impl FakeWriter {
 }
 
 impl VersionWriter for FakeWriter {
+    type Reader = FakeReader;
+
+    async fn share_from(&self, from: &FakeReader, from_offset: u64, offset: u64, len: u64) -> Outcome<u64> {
+        self.cluster.note("share");
+        let whole = len - len % self.chunk_size();
+        let bytes = slice(&from.content, from_offset, usize::try_from(whole).expect("small")).concat();
+        self.write_at(offset, &bytes).await?;
+        Ok(bytes.len() as u64)
+    }
+    async fn zero_range(&self, offset: u64, len: u64) -> Outcome<()> {
+        let end = offset.saturating_add(len).min(self.size());
+        self.write_at(offset, &vec![0; usize::try_from(end.saturating_sub(offset)).expect("small")]).await
+    }
+    async fn seek(&self, offset: u64, what: Seek) -> Outcome<Option<u64>> {
+        Ok(seek(self.size(), offset, what))
+    }
     async fn write_at(&self, offset: u64, data: &[u8]) -> Outcome<()> {
         let mut state = lock(&self.state);
         if let Some(error) = &state.failure {

@@ -21,6 +21,11 @@ use crate::{
     write::{self, Start},
 };
 
+/// Pause before a change of the membership is asked for again, while a leader is looked for.
+const LEADER_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+/// A backup whose next part does not come within this time is given up.
+const BACKUP_STALL: std::time::Duration = std::time::Duration::from_secs(30);
+
 impl Dfs {
     /// Files whose path starts with `prefix`, behind the path `after` (empty: from the start), at most `limit`, in byte
     /// order of their paths.
@@ -188,6 +193,111 @@ impl Dfs {
         let what = || "events of the cluster".to_owned();
         let ask = |c, q| async move { AdminServiceClient::new(c).list_events(q).await };
         self.shared.cluster.call(&what, request, ask).await
+    }
+
+    /// Addresses of all metadata nodes known here: those that the cluster named, else those of the options.
+    #[must_use]
+    pub fn meta_addresses(&self) -> Vec<String> {
+        self.shared.cluster.endpoints.known().iter().map(ToString::to_string).collect()
+    }
+
+    /// Makes the node `name` at `address` a metadata node, in place of the member `replaces` if one is named. `step` is told how
+    /// far it is.
+    ///
+    /// # Errors
+    /// The cluster refuses, or the leader was lost meanwhile: the change may still happen, and the same call goes on from there.
+    pub async fn add_meta_node(
+        &self,
+        name: &str,
+        address: &str,
+        replaces: Option<&str>,
+        mut step: impl FnMut(&v1::MetaChange),
+    ) -> Result<(), Error> {
+        let what = || format!("adding metadata node {name}");
+        let request = v1::AddMetaNodeRequest {
+            name: name.to_owned(),
+            address: address.to_owned(),
+            replaces: replaces.unwrap_or_default().to_owned(),
+        };
+        let cluster = &self.shared.cluster;
+        let deadline = tokio::time::Instant::now() + cluster.options.deadline;
+        loop {
+            let ask = |c, q| async move { AdminServiceClient::new(c).add_meta_node(q).await };
+            let seen = cluster.endpoints.current();
+            let mut changes = cluster.call(&what, request.clone(), ask).await?;
+            let error = loop {
+                match changes.message().await {
+                    Ok(Some(change)) if change.done => return Ok(()),
+                    Ok(Some(change)) => step(&change),
+                    Ok(None) => return Err(Error::new(ErrorCode::Indeterminate, format!("{}: cut off", what()))),
+                    Err(status) => break RpcError::from(status),
+                }
+            };
+            // Any node opens the stream; who leads shows in it. A leader that is to be replaced itself hands over first.
+            let again = matches!(error.code, ErrorCode::NotLeader | ErrorCode::Unavailable);
+            if !again || tokio::time::Instant::now() >= deadline {
+                return Err(Error::new(error.code, format!("{}: {}", what(), error.message)));
+            }
+            cluster.endpoints.failed(&seen, &error);
+            tokio::time::sleep(LEADER_PAUSE).await;
+        }
+    }
+
+    /// Takes the metadata node `name` out of the cluster; gives the names of those that vote now.
+    ///
+    /// # Errors
+    /// The cluster refuses, or does not answer within the deadline.
+    pub async fn remove_meta_node(&self, name: &str) -> Result<Vec<String>, Error> {
+        let what = || format!("removing metadata node {name}");
+        let ask = |c, q| async move { AdminServiceClient::new(c).remove_meta_node(q).await };
+        let request = v1::RemoveMetaNodeRequest { name: name.to_owned() };
+        Ok(self.shared.cluster.call(&what, request, ask).await?.voters)
+    }
+
+    /// Makes the metadata node `to` the leader, or one that the leader chooses. Gives its name and how long nothing was served.
+    ///
+    /// # Errors
+    /// The node cannot lead, or nobody answers within the deadline.
+    pub async fn transfer_leader(&self, to: Option<&str>) -> Result<(String, std::time::Duration), Error> {
+        let what = || "handing the leadership over".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).transfer_leader(q).await };
+        let request = v1::TransferLeaderRequest { to: to.unwrap_or_default().to_owned() };
+        let answer = self.shared.cluster.call(&what, request, ask).await?;
+        Ok((answer.leader, std::time::Duration::from_micros(answer.pause_us)))
+    }
+
+    /// Streams a backup of the metadata; `part` gets its bytes in order.
+    ///
+    /// # Errors
+    /// No leader, cut off, or `part` failed. What `part` got is then no backup.
+    pub async fn backup(&self, mut part: impl FnMut(&[u8]) -> std::io::Result<()>) -> Result<(), Error> {
+        let what = || "backup of the metadata".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).backup(q).await };
+        let mut parts = self.shared.cluster.call(&what, v1::BackupRequest {}, ask).await?;
+        loop {
+            let next = tokio::time::timeout(BACKUP_STALL, parts.message()).await;
+            let next = next.map_err(|_| Error::new(ErrorCode::TimedOut, format!("{}: it stopped coming", what())))?;
+            match next {
+                Ok(Some(next)) => {
+                    part(&next.data).map_err(|error| Error::new(ErrorCode::Io, format!("{}: {error}", what())))?
+                }
+                Ok(None) => return Ok(()),
+                Err(status) => {
+                    let error = RpcError::from(status);
+                    return Err(Error::new(error.code, format!("{}: {}", what(), error.message)));
+                }
+            }
+        }
+    }
+
+    /// Lets the cluster delete chunks that no version lists again, after a restore. Gives whether there was one.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn finish_restore(&self) -> Result<bool, Error> {
+        let what = || "ending the time after a restore".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).finish_restore(q).await };
+        Ok(self.shared.cluster.call(&what, v1::FinishRestoreRequest {}, ask).await?.was_restored)
     }
 
     /// State of the storage node at `address`, asked once and directly.

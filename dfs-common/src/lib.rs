@@ -5,6 +5,7 @@
 
 pub mod attr;
 pub mod backoff;
+pub mod backup;
 pub mod checksum;
 pub mod config;
 pub mod durable;

@@ -94,6 +94,25 @@ impl fmt::Display for Span {
     }
 }
 
+/// A time in nanoseconds since the Unix epoch as `2026-01-31 12:34:56` UTC.
+///
+/// Source: H. Hinnant, "chrono-compatible low-level date algorithms", civil_from_days.
+#[must_use]
+pub fn utc(time_ns: i64) -> String {
+    let seconds = time_ns.div_euclid(1_000_000_000);
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,5 +137,13 @@ mod tests {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
         assert_eq!(Span(Duration::from_secs(90)).to_string(), "90s");
+    }
+
+    #[test]
+    fn times_are_utc() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00");
+        assert_eq!(utc(951_782_400_000_000_000), "2000-02-29 00:00:00");
+        assert_eq!(utc(-1), "1969-12-31 23:59:59");
+        assert_eq!(utc(1_798_761_599_000_000_000), "2026-12-31 23:59:59");
     }
 }

@@ -67,6 +67,9 @@ pub struct Config {
     /// All metadata nodes, this one included: 1, 3 or 5 [default: this one alone]
     #[arg(long, env = "DFS_META_PEERS", value_delimiter = ',', value_name = "NAME=HOST:PORT,...")]
     pub peers: Vec<Peer>,
+    /// Metadata nodes of a cluster that this one is to be added to with `dfsctl meta add`; it never forms a cluster itself
+    #[arg(long, env = "DFS_META_JOIN", value_delimiter = ',', value_name = "HOST:PORT,...", conflicts_with = "peers")]
+    pub join: Vec<String>,
     /// Copies of each chunk; fixed when the cluster is formed
     #[arg(long, env = "DFS_META_REPLICATION", default_value_t = 3, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=16))]
@@ -164,6 +167,7 @@ impl Config {
         raft::Settings {
             me,
             peers,
+            join: self.join.clone(),
             data_dir: self.data_dir.clone(),
             heartbeat: self.raft_heartbeat.0,
             election_min: self.election_min.0,
@@ -199,6 +203,9 @@ impl Config {
         }
         check_address(&self.advertised()).map_err(|error| format!("--advertise: {error}"))?;
         self.check_peers()?;
+        for address in &self.join {
+            check_address(address).map_err(|error| format!("--join: {error}"))?;
+        }
         if let Some(quorum) = self.write_quorum.filter(|quorum| *quorum > self.replication) {
             return Err(format!("--write-quorum {quorum} is more than --replication {}", self.replication));
         }
@@ -243,7 +250,7 @@ impl Config {
     }
 }
 
-fn check_name(name: &str) -> Result<(), String> {
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let good = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
     if name.is_empty() || name.len() > 255 || !name.chars().all(good) {
         return Err(format!("{name:?} is no name: use letters, digits, '-', '_' and '.'"));
@@ -293,6 +300,8 @@ mod tests {
             (&["--peers", "meta-2=h:1"], "must name this node"),
             (&["--peers", "meta-1=h:1"], "--advertise says"),
             (&["--peers", "meta-1=127.0.0.1:4001,x-1=h:1,meta-3=h:2"], "twice"),
+            (&["--join", "nowhere"], "--join"),
+            (&["--join", "h:1", "--peers", "meta-1=127.0.0.1:4001"], "--join"),
             (&["--replication", "0"], "--replication"),
             (&["--replication", "2", "--write-quorum", "3"], "--write-quorum"),
             (&["--chunk-size", "1K"], "--chunk-size"),

@@ -220,6 +220,14 @@ impl Handle {
         })
     }
 
+    /// Chunks on storage nodes that no version lists, as far as this leader has heard of them.
+    ///
+    /// # Errors
+    /// This node does not lead.
+    pub fn unknown_chunks(&self) -> Result<u64, RpcError> {
+        self.lead(|soft, _| soft.unknown.len() as u64 + soft.unknown.dropped())
+    }
+
     /// Has `command` agreed on; a refusal becomes an error.
     pub(crate) async fn apply(&self, command: Command) -> Result<Reply, RpcError> {
         self.inner.raft.propose(command).await?.map_err(|refusal| RpcError::new(refusal.code, refusal.message))

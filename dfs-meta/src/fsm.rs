@@ -16,6 +16,7 @@
 //! - `read`: what the RPC layer and the planners ask.
 //! - `session`, `namespace`, `name`, `rename`, `attr`, `version`, `trash`, `chunk`, `node`: the rules, one room each.
 //! - [`event`]: what happened, for the administrator.
+//! - `restore`: a cluster that goes on from an older state.
 //! - [`snapshot`]: the state as a stream of records.
 //! - [`check`]: invariants, recounted from scratch.
 
@@ -34,6 +35,7 @@ mod name;
 mod namespace;
 mod node;
 mod rename;
+mod restore;
 pub mod risk;
 mod session;
 mod version;
@@ -45,6 +47,7 @@ pub use command::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Refusal,
 pub use event::{Event, Fact, Severity};
 pub use read::{DirEntry, DirPage, FileLayout};
 pub use record::{Chunk, Counters, DoomedOn, Node, Pending, Reason, Session, Trashed};
+pub use restore::Restored;
 pub use risk::{Figure, Risk};
 pub use snapshot::SnapshotError;
 pub use state::State;

@@ -5,6 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::Context as _;
 use dfs_meta::{
     config::{Config, LogFormat},
+    offline,
     server::Server,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,8 +16,16 @@ use tracing_subscriber::EnvFilter;
 const QUIET: [&str; 3] = ["openraft", "sled", "h2"];
 
 fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().collect();
+    if offline::is_asked(&args) {
+        return ended(offline::run(&args));
+    }
     let config = Config::load(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    match run(&config) {
+    ended(run(&config))
+}
+
+fn ended(result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dfs-meta: {error:#}");

@@ -10,11 +10,14 @@
 //! Nothing outside this module and `store` names openraft. Nothing in here knows what a command means, but the one that gives
 //! a cluster its id.
 
+mod anew;
 mod bootstrap;
 mod core;
 mod data_dir;
 mod handle;
+mod handover;
 mod lease;
+mod members;
 mod network;
 mod node;
 mod peers;
@@ -29,8 +32,10 @@ mod watcher;
 #[cfg(test)]
 mod tests;
 
+pub use anew::{AnewError, Remains, remains, rescue, restore};
 pub use data_dir::DataDirError;
 pub use handle::{Handle, Leadership, Member, MemberStatus, Status};
+pub use members::Step;
 pub use node::{Node, StartError};
 pub use service::Service;
 pub use settings::Settings;

@@ -4,9 +4,11 @@
 //! Every call but `MetaStatus` is answered by the leader only. The others answer `NotLeader` with its address.
 
 mod admin;
+mod backup;
 mod events;
 mod files;
 mod listing;
+mod members;
 mod mutation;
 mod namespace;
 mod nodes;

@@ -1,7 +1,8 @@
 //! The data directory: whose it is, and that only one process uses it.
 //!
 //! ```text
-//! DIR/IDENTITY   TOML: kind, format, cluster, uuid, number and name of the node
+//! DIR/IDENTITY   TOML: kind, format, cluster, uuid, number and name of the node, epoch of the metadata
+//! DIR/METADATA   addresses of the metadata nodes as they were last heard, one a line; only a help to find them again
 //! DIR/LOCK       locked while a process uses the directory
 //! DIR/chunks, DIR/tmp   see engine::disk
 //! ```
@@ -18,6 +19,7 @@ use dfs_common::{ClusterId, NodeId, Uuid, durable};
 use serde::{Deserialize, Serialize};
 
 const IDENTITY: &str = "IDENTITY";
+const METADATA: &str = "METADATA";
 const KIND: &str = "storage";
 const FORMAT: u32 = 2;
 /// What a fresh directory may hold: our own first steps, and what mkfs leaves at the root of a file system.
@@ -76,6 +78,19 @@ pub enum DataDirError {
         /// The cluster that was found.
         theirs: String,
     },
+    /// The metadata that answers is older than what this node has seen.
+    #[error(
+        "data directory {path} has seen metadata of epoch {ours}, the metadata nodes that answer are of epoch {theirs}: they are \
+         what was given up when the cluster was restored or rescued. Stop them, and check --meta"
+    )]
+    FormerMetadata {
+        /// The directory.
+        path: PathBuf,
+        /// The epoch in the directory.
+        ours: u64,
+        /// The epoch of who answered.
+        theirs: u64,
+    },
     /// Metadata knows the directory under another number.
     #[error(
         "data directory {path} is stamped as node {ours}, but metadata calls it node {theirs}: metadata was reset or the \
@@ -118,6 +133,8 @@ pub struct Membership {
     pub cluster: ClusterId,
     /// The number in it.
     pub node: NodeId,
+    /// Epoch of its metadata: grows when the metadata is restored or rescued.
+    pub epoch: u64,
 }
 
 /// A data directory in use by this process.
@@ -138,6 +155,8 @@ struct IdentityFile {
     name: String,
     cluster_id: Option<String>,
     node_id: Option<u32>,
+    #[serde(default)]
+    epoch: u64,
 }
 
 #[derive(Deserialize)]
@@ -183,6 +202,23 @@ impl DataDir {
         self.membership
     }
 
+    /// Metadata nodes as they were last heard. What cannot be read is as good as nothing: the configured addresses are there too.
+    #[must_use]
+    pub fn metadata(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path.join(METADATA)).unwrap_or_default();
+        text.lines().map(str::to_owned).filter(|line| dfs_proto::transport::check_address(line).is_ok()).collect()
+    }
+
+    /// Remembers the metadata nodes.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn remember_metadata(&self, addresses: &[String]) -> Result<(), DataDirError> {
+        let path = self.path.join(METADATA);
+        let text: String = addresses.iter().map(|address| format!("{address}\n")).collect();
+        durable::write_file(&path, text.as_bytes()).map_err(|source| DataDirError::Io { action: "write", path, source })
+    }
+
     /// Takes over what a registration said.
     ///
     /// # Errors
@@ -194,6 +230,17 @@ impl DataDir {
                 ours: ours.cluster.to_string(),
                 theirs: membership.cluster.to_string(),
             }),
+            Some(ours) if ours.epoch > membership.epoch => Err(DataDirError::FormerMetadata {
+                path: self.path.clone(),
+                ours: ours.epoch,
+                theirs: membership.epoch,
+            }),
+            // Metadata that was restored may not know a node that came after the backup, and gives it a new number.
+            Some(ours) if ours.epoch < membership.epoch => {
+                self.stamp(Some(membership))?;
+                self.membership = Some(membership);
+                Ok(())
+            }
             Some(ours) if ours.node != membership.node => {
                 Err(DataDirError::OtherNode { path: self.path.clone(), ours: ours.node, theirs: membership.node })
             }
@@ -215,6 +262,7 @@ impl DataDir {
             name: self.name.clone(),
             cluster_id: membership.map(|m| m.cluster.to_string()),
             node_id: membership.map(|m| m.node.0),
+            epoch: membership.map_or(0, |m| m.epoch),
         };
         let text = toml::to_string(&file).expect("strings and numbers are TOML");
         if fs::read(&path).is_ok_and(|present| present == text.as_bytes()) {
@@ -261,7 +309,8 @@ fn read_identity(dir: &Path) -> Result<Option<(Uuid, Option<Membership>)>, DataD
     let uuid = file.node_uuid.parse().map_err(|e| damaged(format!("{e}")))?;
     let membership = match (file.cluster_id, file.node_id) {
         (Some(cluster), Some(node)) => {
-            Some(Membership { cluster: cluster.parse().map_err(|e| damaged(format!("{e}")))?, node: NodeId(node) })
+            let cluster = cluster.parse().map_err(|e| damaged(format!("{e}")))?;
+            Some(Membership { cluster, node: NodeId(node), epoch: file.epoch })
         }
         (None, None) => None,
         _ => return Err(damaged("cluster without node or node without cluster".into())),
@@ -273,7 +322,7 @@ fn read_identity(dir: &Path) -> Result<Option<(Uuid, Option<Membership>)>, DataD
 mod tests {
     use super::*;
 
-    const MEMBER: Membership = Membership { cluster: ClusterId([1; 16]), node: NodeId(4) };
+    const MEMBER: Membership = Membership { cluster: ClusterId([1; 16]), node: NodeId(4), epoch: 0 };
 
     #[test]
     fn identity_survives_and_contradictions_are_refused() {
@@ -291,6 +340,14 @@ mod tests {
         let other = Membership { node: NodeId(5), ..MEMBER };
         assert!(matches!(dir.join(other), Err(DataDirError::OtherNode { .. })));
         assert!(matches!(DataDir::open(&path, "second"), Err(DataDirError::Locked { .. })));
+        // Metadata was restored: it may give another number, and the one before is refused from then on.
+        let restored = Membership { node: NodeId(9), epoch: 3, ..MEMBER };
+        dir.join(restored).expect("a later epoch");
+        assert!(matches!(dir.join(MEMBER), Err(DataDirError::FormerMetadata { .. })));
+        dir.remember_metadata(&["h:1".into(), "nonsense".into(), "h:2".into()]).expect("written");
+        drop(dir);
+        let dir = DataDir::open(&path, "again").expect("again");
+        assert_eq!((dir.membership(), dir.metadata()), (Some(restored), vec!["h:1".to_owned(), "h:2".to_owned()]));
     }
 
     #[test]

@@ -59,6 +59,11 @@ pub enum Fatal {
     /// The data directory and metadata contradict each other.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// Metadata was restored from a backup that does not know this node.
+    #[error(
+        "metadata was restored and has given this node the new number {0}, which is noted in the data directory: start it again"
+    )]
+    Renumbered(dfs_common::NodeId),
     /// Metadata refuses this node for good.
     #[error("metadata refuses this node: {0}")]
     Refused(RpcError),
@@ -83,8 +88,8 @@ pub struct Heartbeat {
     repairs: Repairs,
     confirms: Confirms,
     interval: Duration,
-    /// Highest term of a leader that answered.
-    term: u64,
+    /// Highest epoch of metadata, and highest term of a leader in it, that answered.
+    term: (u64, u64),
     usage: Usage,
     pages: (mpsc::Sender<Inventory>, mpsc::Receiver<Inventory>),
     /// The page that is being read or waits to be taken over: (run, after).
@@ -114,7 +119,7 @@ impl Heartbeat {
             repairs,
             confirms,
             interval: INTERVAL.1,
-            term: 0,
+            term: (0, 0),
             usage: Usage::default(),
             pages: mpsc::channel(1),
             page_wanted: None,
@@ -149,6 +154,10 @@ impl Heartbeat {
                 })
                 .await;
             match result.and_then(|response| Ok((membership(&response)?, response))) {
+                Ok((member, _)) if self.is_former(member.epoch) => {
+                    let delay = backoff.next_delay(&mut rand::rng());
+                    sleep(delay).await;
+                }
                 Ok((membership, response)) => return self.join(membership, &response),
                 Err(error) if is_final(error.code) => return Err(Fatal::Refused(error)),
                 Err(error) => {
@@ -183,6 +192,10 @@ impl Heartbeat {
     fn join(&mut self, membership: Membership, response: &RegisterNodeResponse) -> Result<(), Fatal> {
         // A few bytes, once in the life of a node: not worth a thread.
         self.data_dir.join(membership)?;
+        self.learn(&response.meta_addresses);
+        if self.node.membership.get().is_some_and(|ours| ours.node != membership.node) {
+            return Err(Fatal::Renumbered(membership.node));
+        }
         let _ = self.node.membership.set(membership);
         self.interval = Duration::from_millis(response.heartbeat_ms).clamp(INTERVAL.0, INTERVAL.1);
         self.failing = false;
@@ -209,10 +222,13 @@ impl Heartbeat {
             let start = Instant::now();
             match self.exchange().await {
                 Ok(answer) => {
-                    self.failing = false;
                     if self.is_deposed(&answer) {
                         next = start + self.interval;
-                    } else if answer.register_again {
+                        sleep(GAP_MIN).await;
+                        continue;
+                    }
+                    self.failing = false;
+                    if answer.register_again || self.is_new_epoch(&answer) {
                         tracing::info!("metadata does not know this node's run: registering again");
                         return;
                     } else {
@@ -255,16 +271,55 @@ impl Heartbeat {
     }
 
     fn is_deposed(&mut self, answer: &HeartbeatResponse) -> bool {
-        if answer.leader_term < self.term {
-            tracing::debug!(term = answer.leader_term, seen = self.term, "the answer of a deposed leader is ignored");
+        if self.is_former(answer.epoch) {
             return true;
         }
-        self.term = answer.leader_term;
+        let term = (answer.epoch, answer.leader_term);
+        if term < self.term {
+            tracing::debug!(?term, seen = ?self.term, "the answer of a deposed leader is ignored");
+            return true;
+        }
+        self.term = term;
         false
+    }
+
+    /// Whether who answered is of the metadata that was given up in a restore or rescue: it is left, and nothing it orders is
+    /// done, or it would delete what was written since.
+    fn is_former(&mut self, epoch: u64) -> bool {
+        let seen = self.data_dir.membership().map_or(0, |member| member.epoch);
+        if epoch >= seen {
+            return false;
+        }
+        if !self.failing {
+            tracing::warn!(
+                epoch,
+                seen,
+                "metadata from before the last restore answers; it is ignored: stop those nodes"
+            );
+        }
+        self.failing = true;
+        self.meta.leave();
+        true
+    }
+
+    /// Metadata was restored or rescued: it must be asked for this node's number, before anything it orders is done.
+    fn is_new_epoch(&self, answer: &HeartbeatResponse) -> bool {
+        self.data_dir.membership().is_some_and(|member| member.epoch < answer.epoch)
+    }
+
+    /// The metadata nodes there are now, also for the next start.
+    fn learn(&self, addresses: &[String]) {
+        // A few bytes, when the membership changes or the node starts.
+        if self.meta.learn(addresses)
+            && let Err(error) = self.data_dir.remember_metadata(addresses)
+        {
+            tracing::warn!(%error, "the addresses of the metadata nodes are not remembered");
+        }
     }
 
     /// Hands out what metadata asks for.
     fn obey(&mut self, answer: HeartbeatResponse) {
+        self.learn(&answer.meta_addresses);
         self.node.changes.acknowledged(answer.acked_seq);
         self.deletes.submit(answer.delete.iter().filter_map(|id| convert::chunk_id(id).ok()));
         self.repairs.submit(&answer.repair, answer.repair_streams);
@@ -351,5 +406,9 @@ fn is_final(code: ErrorCode) -> bool {
 }
 
 fn membership(response: &RegisterNodeResponse) -> Result<Membership, RpcError> {
-    Ok(Membership { cluster: convert::cluster_id(&response.cluster_id)?, node: dfs_common::NodeId(response.node_id) })
+    Ok(Membership {
+        cluster: convert::cluster_id(&response.cluster_id)?,
+        node: dfs_common::NodeId(response.node_id),
+        epoch: response.epoch,
+    })
 }

@@ -2,7 +2,8 @@
 //!
 //! The last node that answered as leader is asked first. A node that is not the leader names it; that name is followed, also
 //! if it was not configured, because the set of metadata nodes may have grown since. A node that fails is left for the next
-//! configured one, but only if it is still the current one: a burst of failures rotates once.
+//! one, but only if it is still the current one: a burst of failures rotates once. The next ones are those that the cluster named
+//! last, then the configured ones.
 
 use std::{
     future::Future,
@@ -45,6 +46,8 @@ pub struct MetaClient {
 struct State {
     current: String,
     next_seed: usize,
+    /// Those that the cluster named last, then those of `seeds` that are not among them.
+    known: Vec<String>,
     channels: LruCache<String, Channel>,
 }
 
@@ -58,8 +61,30 @@ impl MetaClient {
             transport::check_address(address).map_err(|e| invalid(e.to_string()))?;
         }
         let current = seeds.first().cloned().ok_or_else(|| invalid("no metadata address is given".into()))?;
-        let state = Mutex::new(State { current, next_seed: 1, channels: LruCache::new(CHANNELS_MAX) });
+        let known = seeds.clone();
+        let state = Mutex::new(State { current, next_seed: 1, known, channels: LruCache::new(CHANNELS_MAX) });
         Ok(Self { seeds, attempt_timeout, backoff, state })
+    }
+
+    /// The cluster says that its voters are at `addresses`. Gives whether that is news.
+    pub fn learn(&self, addresses: &[String]) -> bool {
+        let mut all: Vec<String> =
+            addresses.iter().filter(|address| transport::check_address(address).is_ok()).cloned().collect();
+        if all.is_empty() {
+            return false;
+        }
+        let rest: Vec<_> = self.seeds.iter().filter(|seed| !all.contains(seed)).cloned().collect();
+        all.extend(rest);
+        let mut state = self.state();
+        let is_new = state.known != all;
+        state.known = all;
+        is_new
+    }
+
+    /// Leaves the node that is asked at the moment: it answers, but must not be listened to.
+    pub fn leave(&self) {
+        let current = self.state().current.clone();
+        self.rotate(&current);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -137,15 +162,15 @@ impl MetaClient {
         let mut state = self.state();
         if state.current == failed {
             // The failing one may come up again in turn, but not right now if there is another.
-            for _ in 0..self.seeds.len() {
-                let seed = &self.seeds[state.next_seed % self.seeds.len()];
+            for _ in 0..state.known.len() {
+                let next = state.known[state.next_seed % state.known.len()].clone();
                 state.next_seed += 1;
-                if seed != failed {
-                    state.current = seed.clone();
+                if next != failed {
+                    state.current = next;
                     return;
                 }
             }
-            state.current = self.seeds[0].clone();
+            state.current = state.known[0].clone();
         }
     }
 }
@@ -182,6 +207,14 @@ mod tests {
         assert_eq!(client.current().expect("channel").0, "x:9");
         client.rotate("x:9");
         assert_eq!(client.current().expect("channel").0, "c:1");
+    }
+
+    #[test]
+    fn named_addresses_come_before_the_configured_ones() {
+        let client = client();
+        assert!(client.learn(&["d:1".into(), "b:1".into(), "nonsense".into()]));
+        assert!(!client.learn(&["d:1".into(), "b:1".into()]) && !client.learn(&[]));
+        assert_eq!(client.state().known, ["d:1", "b:1", "a:1", "c:1"]);
     }
 
     #[test]

@@ -88,6 +88,10 @@ impl Server {
             let config = config.clone();
             dfs_proto::machine::spawn_blocking(move || open(&config)).await.expect("opening does not panic")?
         };
+        let remembered = data_dir.metadata();
+        if !remembered.is_empty() {
+            meta.learn(&remembered);
+        }
         let failed = |source| ServerError::Listen { address: config.listen, source };
         let listener = transport::listen(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;

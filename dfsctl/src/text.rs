@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Value};
 
+pub(crate) use dfs_common::units::utc;
+
 /// `name` for people: control characters, backslashes and bytes that are not UTF-8 as escapes.
 #[must_use]
 pub(crate) fn escape(name: &[u8]) -> String {
@@ -64,25 +66,6 @@ pub(crate) fn counted(count: u64, noun: &str) -> String {
 #[must_use]
 pub(crate) fn percent(part: u64, whole: u64) -> u64 {
     if whole == 0 { 0 } else { (u128::from(part) * 100).div_ceil(u128::from(whole)).try_into().unwrap_or(u64::MAX) }
-}
-
-/// A time in nanoseconds since the Unix epoch as `2026-01-31 12:34:56` UTC.
-///
-/// Source: H. Hinnant, "chrono-compatible low-level date algorithms", civil_from_days.
-#[must_use]
-pub(crate) fn utc(time_ns: i64) -> String {
-    let seconds = time_ns.div_euclid(1_000_000_000);
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
 }
 
 /// The time of `2026-01-31T12:34[:56]` or the same with a space, UTC, in nanoseconds since the Unix epoch.

@@ -110,6 +110,8 @@ impl Builder {
             mounts: 0,
             expected: self.expected.clone(),
             finished: false,
+            meta_flags: self.meta_flags.clone(),
+            net,
             dir,
         };
         fs::create_dir_all(cluster.dir().join("log"))?;
@@ -132,6 +134,7 @@ fn set(flags: &mut Vec<(String, String)>, flag: &str, value: &str) {
 
 /// A loopback address of this cluster's own, so that clusters of tests that run side by side cannot meet and no port is
 /// taken by chance.
+#[derive(Debug)]
 struct Net(String);
 
 impl Net {
@@ -158,6 +161,8 @@ pub struct Cluster {
     mounts: usize,
     expected: Expectations,
     finished: bool,
+    meta_flags: Vec<(String, String)>,
+    net: Net,
 }
 
 impl Cluster {
@@ -236,6 +241,36 @@ impl Cluster {
         args.extend(own.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]));
         args.extend(flags.iter().flat_map(|(flag, value)| [flag.clone(), value.clone()]));
         Ok(Process::new(name, bins::path(program)?, args, Vec::new(), self.log(name)))
+    }
+
+    /// Starts a further metadata node, `meta-i`, which waits to be added. Returns its address.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn join_meta(&mut self, i: usize) -> Result<String> {
+        let (name, address) = (format!("meta-{i}"), self.net.address(4100 + i));
+        let own = [("--join", self.meta_addresses())];
+        let process = self.describe_node("dfs-meta", &name, &address, &own, &self.meta_flags)?;
+        self.processes.insert(0, process);
+        self.start(&name)?;
+        Ok(address)
+    }
+
+    /// `address` is from now on one of the metadata nodes that `dfsctl` and new mounts are told of.
+    pub fn use_meta(&mut self, address: &str) {
+        self.metas.push(address.to_owned());
+    }
+
+    /// A metadata node is gone for good: nobody is told of its address any more.
+    pub fn forget_meta(&mut self, i: usize) {
+        let address = self.net.address(4100 + i);
+        self.metas.retain(|known| *known != address);
+    }
+
+    /// The address of the metadata node `meta-i`.
+    #[must_use]
+    pub fn meta_address(&self, i: usize) -> String {
+        self.net.address(4100 + i)
     }
 
     /// The process of a node.

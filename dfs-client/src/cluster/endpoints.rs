@@ -1,6 +1,10 @@
 //! Which metadata node is asked.
 //!
-//! Lock order: `channels` and `current` are never held together.
+//! The addresses that a client was started with only find the cluster. The cluster names its voters in every renewal of the session,
+//! and these take their place: so a mount outlives every member that there was when it was made. The first addresses are tried
+//! when none of the others answers.
+//!
+//! Lock order: no two of `channels`, `known` and `current` are held together.
 
 use std::{
     num::NonZeroUsize,
@@ -33,6 +37,8 @@ pub(crate) struct Current {
 #[derive(Debug)]
 pub(crate) struct Endpoints {
     configured: Vec<Arc<str>>,
+    /// Those that the cluster named last, then those of `configured` that are not among them.
+    known: Mutex<Vec<Arc<str>>>,
     connect_timeout: Duration,
     current: watch::Sender<Current>,
     /// The last endpoint that failed, and when.
@@ -55,6 +61,7 @@ impl Endpoints {
         };
         let first = Current { address: first.clone(), generation: 0, proven: false };
         Ok(Self {
+            known: Mutex::new(configured.clone()),
             configured,
             connect_timeout,
             current: watch::Sender::new(first),
@@ -67,9 +74,35 @@ impl Endpoints {
         self.current.borrow().clone()
     }
 
-    /// Every configured address but `address`.
+    /// The cluster says that its voters are at `addresses`.
+    pub(crate) fn learn(&self, addresses: &[String]) {
+        let named: Vec<Arc<str>> = addresses
+            .iter()
+            .filter(|address| transport::check_address(address).is_ok())
+            .map(|address| Arc::from(address.as_str()))
+            .collect();
+        // An answer of an older metadata node has none.
+        if named.is_empty() {
+            return;
+        }
+        let mut all = named;
+        let rest: Vec<_> = self.configured.iter().filter(|address| !all.contains(address)).cloned().collect();
+        all.extend(rest);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != all {
+            tracing::debug!(?addresses, "metadata nodes of the cluster");
+            *known = all;
+        }
+    }
+
+    /// Every known address: of the cluster's voters first.
+    pub(crate) fn known(&self) -> Vec<Arc<str>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Every known address but `address`.
     pub(crate) fn others(&self, address: &str) -> Vec<Arc<str>> {
-        self.configured.iter().filter(|other| ***other != *address).cloned().collect()
+        self.known().into_iter().filter(|other| **other != *address).collect()
     }
 
     pub(crate) fn channel(&self, address: &str) -> Result<Channel, RpcError> {
@@ -112,11 +145,12 @@ impl Endpoints {
     }
 
     fn rotate(&self, seen: &Current) {
+        let known = self.known();
         self.replace(seen, |now| {
-            // A hinted address that is not configured is left for good.
-            let at = self.configured.iter().position(|address| *address == now.address);
-            let next = at.map_or(0, |at| (at + 1) % self.configured.len());
-            Current { address: self.configured[next].clone(), ..now.clone() }
+            // A hinted address that nobody named is left for good.
+            let at = known.iter().position(|address| *address == now.address);
+            let next = at.map_or(0, |at| (at + 1) % known.len());
+            Current { address: known[next].clone(), ..now.clone() }
         });
     }
 
@@ -206,6 +240,19 @@ mod tests {
         assert_eq!(&*endpoints.current().address, "c:1");
         assert!(!endpoints.failed(&endpoints.current(), &not_leader("nonsense")));
         assert_eq!(&*endpoints.current().address, "a:1");
+    }
+
+    #[test]
+    fn named_addresses_take_the_place_of_the_first_ones() {
+        let endpoints = endpoints();
+        endpoints.learn(&["d:1".into(), "nonsense".into(), "b:1".into()]);
+        assert_eq!(endpoints.known().iter().map(|a| &**a).collect::<Vec<_>>(), ["d:1", "b:1", "a:1", "c:1"]);
+        endpoints.failed(&endpoints.current(), &broken());
+        assert_eq!(&*endpoints.current().address, "c:1");
+        endpoints.failed(&endpoints.current(), &broken());
+        assert_eq!(&*endpoints.current().address, "d:1");
+        endpoints.learn(&[]);
+        assert_eq!(endpoints.known().len(), 4, "an empty answer says nothing");
     }
 
     #[test]

@@ -111,6 +111,7 @@ impl Cluster {
         };
         let open = || "opening a session".to_owned();
         let answer = self.call(&open, request, |c, q| async move { metadata(c).open_session(q).await }).await?;
+        self.endpoints.learn(&answer.meta_addresses);
         let settings = answer.settings.unwrap_or_default();
         let known = Known {
             cluster_id: convert::cluster_id(&answer.cluster_id)?,
@@ -208,6 +209,7 @@ impl Cluster {
         let renew = |c, q| async move { metadata(c).renew_session(q).await };
         match self.call_until(deadline, &what, request, renew).await {
             Ok(answer) => {
+                self.endpoints.learn(&answer.meta_addresses);
                 let was_full = difference.full;
                 if was_full || (answer.leader_term == renewal.term && !answer.need_full) {
                     self.sessions.pins.acknowledged(difference);

@@ -322,6 +322,7 @@ impl MetadataService for Service {
             lease_ms: self.meta.lease_ms.load(Ordering::SeqCst),
             cluster_id: id_bytes(&[7; 16]),
             settings: Some(settings),
+            meta_addresses: Vec::new(),
         }))
     }
 
@@ -341,7 +342,12 @@ impl MetadataService for Service {
         }
         state.renewals.push(request);
         let lease_ms = self.meta.lease_ms.load(Ordering::SeqCst);
-        Ok(Response::new(v1::RenewSessionResponse { leader_term: term, need_full, lease_ms }))
+        Ok(Response::new(v1::RenewSessionResponse {
+            leader_term: term,
+            need_full,
+            lease_ms,
+            meta_addresses: Vec::new(),
+        }))
     }
 
     async fn close_session(&self, request: Request<v1::CloseSessionRequest>) -> Answer<v1::CloseSessionResponse> {
@@ -521,6 +527,23 @@ impl AdminService for Service {
         unsupported()
     }
     async fn list_events(&self, _: Request<v1::ListEventsRequest>) -> Answer<v1::ListEventsResponse> {
+        unsupported()
+    }
+    type AddMetaNodeStream = tokio_stream::Empty<Result<v1::MetaChange, Status>>;
+    async fn add_meta_node(&self, _: Request<v1::AddMetaNodeRequest>) -> Answer<Self::AddMetaNodeStream> {
+        unsupported()
+    }
+    async fn remove_meta_node(&self, _: Request<v1::RemoveMetaNodeRequest>) -> Answer<v1::RemoveMetaNodeResponse> {
+        unsupported()
+    }
+    async fn transfer_leader(&self, _: Request<v1::TransferLeaderRequest>) -> Answer<v1::TransferLeaderResponse> {
+        unsupported()
+    }
+    type BackupStream = tokio_stream::Empty<Result<v1::BackupPart, Status>>;
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Answer<Self::BackupStream> {
+        unsupported()
+    }
+    async fn finish_restore(&self, _: Request<v1::FinishRestoreRequest>) -> Answer<v1::FinishRestoreResponse> {
         unsupported()
     }
 }

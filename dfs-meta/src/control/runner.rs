@@ -311,12 +311,14 @@ impl Handle {
         let mut doom: Vec<Due> = Vec::new();
         let mut settled = Vec::new();
         self.inner.raft.peek(|state| {
+            // After a restore they may be what was written since the backup.
+            let kept = state.restored().is_some();
             for due in due {
                 match state.chunk(due.chunk) {
                     Some(chunk) if chunk.replicas.contains(&due.node) => settled.push((due.node, due.chunk)),
                     Some(_) => found.push((due.chunk, due.node)),
                     None if state.is_doomed(due.node, due.chunk) => settled.push((due.node, due.chunk)),
-                    None if due.overdue && state.pending(due.file).is_none() => doom.push(due),
+                    None if due.overdue && !kept && state.pending(due.file).is_none() => doom.push(due),
                     None => {}
                 }
             }

@@ -217,7 +217,7 @@ impl State {
         (on.copies, on.bytes) = (on.copies + 1, on.bytes + u64::from(length));
     }
 
-    fn remove_doomed(&mut self, node: NodeId, id: ChunkId) -> bool {
+    pub(super) fn remove_doomed(&mut self, node: NodeId, id: ChunkId) -> bool {
         let Some(length) = self.doomed.remove(&(node, id)) else { return false };
         if let Some(on) = self.doomed_on.get_mut(&node) {
             (on.copies, on.bytes) = (on.copies - 1, on.bytes - u64::from(length));
@@ -357,6 +357,10 @@ impl State {
     pub(super) fn doom_unknown(&mut self, node: NodeId, chunks: &[(ChunkId, FileId)]) -> Outcome {
         if !self.nodes.contains_key(&node) {
             return Err(Refusal::new(ErrorCode::NotFound, format!("node {node} is not registered")));
+        }
+        if self.restored.is_some() {
+            let message = "the metadata was restored: what it does not know is kept until `dfsctl meta restore-finish`";
+            return Err(Refusal::new(ErrorCode::NotPermitted, message));
         }
         let mut skipped = Vec::new();
         for (id, file_id) in chunks {

@@ -193,6 +193,8 @@ pub enum Command {
         /// In order.
         facts: Vec<Fact>,
     },
+    /// An administrator has looked at what a restore or rescue lost: unknown chunks may be deleted again.
+    FinishRestore,
 }
 
 /// A chunk that is durable on some nodes.

@@ -25,6 +25,7 @@ use super::{
     event::{Event, EventLog},
     name::Name,
     record::{Body, Chunk, Inode, Node, Origin, Pending, Session, Trashed, Unpublished, Version, counts_as_live},
+    restore::Restored,
     state::State,
     version::Standing,
 };
@@ -167,6 +168,7 @@ enum Record {
         last: u64,
     },
     Event(Arc<Event>),
+    Restored(Restored),
 }
 
 struct Output<W: Write> {
@@ -224,6 +226,9 @@ impl State {
         out.put(&Record::Events { last: self.events.last() })?;
         for event in self.events.events() {
             out.put(&Record::Event(Arc::clone(event)))?;
+        }
+        if let Some(restored) = self.restored {
+            out.put(&Record::Restored(restored))?;
         }
         let records = out.records;
         out.put(&Record::End { records })?;
@@ -440,6 +445,10 @@ impl Input {
                 Ok(())
             }
             Record::Event(event) => state.events.restore(event),
+            Record::Restored(restored) => {
+                state.restored = Some(restored);
+                Ok(())
+            }
             Record::End { .. } => Ok(()),
             Record::Trashed { id, entry } => {
                 ensure(!state.trash.contains_key(&id), "an entry of the trash twice")?;

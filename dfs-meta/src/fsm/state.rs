@@ -13,6 +13,7 @@ use super::{
     event::{EventLog, Fact},
     name::Name,
     record::{Body, Chunk, Counters, DoomedOn, Inode, Node, Origin, Pending, Session, Trashed, Unpublished, Version},
+    restore::Restored,
     risk::Risk,
     trash::Cursor,
 };
@@ -83,6 +84,9 @@ pub struct State {
     /// What happened, for the administrator.
     pub(super) events: EventLog,
 
+    /// The state was restored or rescued: nothing unknown is deleted.
+    pub(super) restored: Option<Restored>,
+
     /// Derived figures that no map's length gives.
     pub(super) counters: Counters,
 }
@@ -145,6 +149,7 @@ impl State {
             sessions_by_client: OrdMap::new(),
             risks: OrdMap::new(),
             events: EventLog::default(),
+            restored: None,
             counters: Counters::default(),
         }
     }
@@ -196,6 +201,7 @@ impl State {
                 facts.iter().for_each(|fact| self.event(now_ns, fact.clone()));
                 Ok(Reply::Done)
             }
+            Command::FinishRestore => self.finish_restore(),
         }
     }
 

@@ -14,13 +14,15 @@
 //!     Member  ◄─────────────┴─────────────────────► Member
 //! ```
 //!
-//! **Forming.** The node with the lowest id among the configured peers writes the membership; the others wait for it.
+//! **Forming.** The node with the lowest id among the configured peers writes the membership; the others wait for it. A node that
+//! was started to be added to a cluster (`--join`) never forms one.
 //!
-//! **Joining.** A node that lost its data has forgotten two kinds of promises: for whom it voted, and which entries it
+//! **Joining.** A node that is not in the membership waits until it is added (module `members`); it has promised nothing, but
+//! takes the same way. A node that lost its data has forgotten two kinds of promises: for whom it voted, and which entries it
 //! acknowledged. Its id is still in the membership, so it would count towards majorities. It gets both back in the way of the
 //! recovery protocol of Viewstamped Replication (Liskov and Cowling, "Viewstamped Replication Revisited", 2012, section 4.3):
 //!
-//! 1. As many *other* nodes as make a majority tell the highest term they know. Every candidate that it may have voted for
+//! 1. As many *other* voters as make a majority tell the highest term they know. Every candidate that it may have voted for
 //!    had told one of them. Among them must be the leader of that term, confirmed by a quorum round.
 //! 2. It stores that leader's vote, so that it refuses older leaders, and starts to accept entries.
 //! 3. It neither votes nor stands for election until it has applied all that the leader had in its log at that time. Whatever
@@ -28,22 +30,27 @@
 //!
 //! The data directory says that joining is not complete, so a crash in between starts it again.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use dfs_common::ClusterId;
-use dfs_proto::v1::HelloResponse;
+use dfs_proto::{
+    transport::check_address,
+    v1::{HelloRequest, HelloResponse},
+};
 use futures::future::join_all;
 use openraft::{error::InitializeError, error::RaftError, storage::RaftLogStorage};
 
 use super::{
-    Member, StartError,
+    StartError,
     core::{Core, Phase},
     data_dir::DataDir,
-    lease,
+    lease, members,
     network::Network,
-    peers::Peer,
     proposer,
-    types::{MetaNode, Raft, Vote},
+    types::{Raft, Vote},
     watcher::{self, Found},
 };
 use crate::fsm::Command;
@@ -86,7 +93,7 @@ impl Origin {
 pub(crate) async fn resume(core: &Arc<Core>) -> Result<(), StartError> {
     start_raft(core, true).await?;
     core.phase.send_replace(Phase::Member);
-    core.tasks.spawn(check_cluster(core.clone()));
+    core.tasks.spawn(members::stay(core.clone()));
     core.tasks.spawn(name_cluster(core.clone()));
     Ok(())
 }
@@ -95,7 +102,7 @@ pub(crate) async fn resume(core: &Arc<Core>) -> Result<(), StartError> {
 pub(crate) async fn enter(core: Arc<Core>, origin: Origin) {
     let entered = async {
         match origin {
-            Origin::Fresh if form(&core).await? => {}
+            Origin::Fresh if core.settings.join.is_empty() && form(&core).await? => {}
             Origin::Fresh | Origin::Joining | Origin::Established => join(&core).await?,
         }
         Ok::<_, StartError>(())
@@ -105,7 +112,10 @@ pub(crate) async fn enter(core: Arc<Core>, origin: Origin) {
         entered = entered => entered,
     };
     match entered {
-        Ok(()) => name_cluster(core).await,
+        Ok(()) => {
+            core.tasks.spawn(members::stay(core.clone()));
+            name_cluster(core).await;
+        }
         Err(error) => core.fail(error.to_string()),
     }
 }
@@ -114,7 +124,7 @@ async fn start_raft(core: &Arc<Core>, elect: bool) -> Result<Raft, StartError> {
     let config = core.settings.openraft(elect).validate().map_err(|e| StartError::Settings(e.to_string()))?;
     let vote = core.log.clone().read_vote().await.map_err(|e| StartError::Raft(e.to_string()))?.unwrap_or_default();
     let found = Found { term: vote.leader_id.term, last_index: core.log.last_index().unwrap_or(0) };
-    let network = Network::new(core.peers.clone());
+    let network = Network::new(core.peers.clone(), core.stands_in.clone());
     let id = core.settings.me.raft_id;
     let raft = Raft::new(id, Arc::new(config), network, core.log.clone(), core.replica.clone()).await;
     let raft = raft.map_err(|e| StartError::Raft(e.to_string()))?;
@@ -128,10 +138,11 @@ async fn form(core: &Arc<Core>) -> Result<bool, StartError> {
     let majority = core.settings.peers.len() / 2 + 1;
     let mut round = 0;
     loop {
-        let answers = hello_all(core).await;
+        let mut answers = hello_all(core).await;
         if answers.iter().any(|(_, hello)| hello.initialized) {
             return Ok(false);
         }
+        answers.retain(|(address, hello)| is_configured(core, address, hello));
         if answers.len() + 1 >= majority {
             break;
         }
@@ -155,6 +166,16 @@ async fn form(core: &Arc<Core>) -> Result<bool, StartError> {
         }
     }
     Ok(true)
+}
+
+/// Whether it is the peer that this node's configuration has at that address.
+fn is_configured(core: &Core, address: &str, hello: &HelloResponse) -> bool {
+    let Some(peer) = core.settings.peers.iter().find(|peer| peer.address == *address) else { return false };
+    let expected = (hello.raft_id, hello.name.as_str()) == (peer.raft_id, peer.name.as_str());
+    if !expected {
+        tracing::warn!(address, expected = peer.name, found = hello.name, "check --peers");
+    }
+    expected
 }
 
 /// Lets the cluster feed this node, and makes it a full member when it has caught up.
@@ -190,20 +211,30 @@ async fn join(core: &Arc<Core>) -> Result<(), StartError> {
 }
 
 /// Step 1 of joining: the leader's answer, or what is missing.
-fn recovered<'a>(core: &Core, answers: &'a [(Member, HelloResponse)]) -> Result<&'a HelloResponse, String> {
-    let needed = core.settings.peers.len() / 2 + 1;
+fn recovered<'a>(core: &Core, answers: &'a [(String, HelloResponse)]) -> Result<&'a HelloResponse, String> {
     let initialized: Vec<_> = answers.iter().map(|(_, hello)| hello).filter(|hello| hello.initialized).collect();
-    if initialized.len() < needed {
-        return Err(format!("{} of {needed} other members answer", initialized.len()));
-    }
     let term = initialized.iter().map(|hello| hello.term).max().unwrap_or(0);
+    if initialized.is_empty() {
+        return Err("no member of a cluster answers".into());
+    }
     let leader = initialized.iter().find(|hello| hello.leading && hello.term == term);
     let leader = leader.ok_or("there is no leader at the moment")?;
+    let voters: Vec<u64> = leader.members.iter().filter(|member| member.voter).map(|member| member.raft_id).collect();
+    let needed = voters.len() / 2 + 1;
+    let have = initialized.iter().filter(|hello| voters.contains(&hello.raft_id)).count();
+    // Who never voted has nothing to remember.
+    if leader.member && have < needed {
+        return Err(format!("{have} of {needed} other members answer"));
+    }
     if leader.cluster_id.is_empty() {
         return Err("the cluster has no id yet".into());
     }
-    if !leader.member {
-        return Err("this node is not a member of the cluster; the cluster's other members decide about that".into());
+    if !leader.listed {
+        let me = &core.settings.me;
+        return Err(format!(
+            "this node is not a member of the cluster yet; run `dfsctl meta add {} {}`",
+            me.name, me.address
+        ));
     }
     Ok(leader)
 }
@@ -211,7 +242,7 @@ fn recovered<'a>(core: &Core, answers: &'a [(Member, HelloResponse)]) -> Result<
 /// Steps 2 and 3. `false`: not there yet, and the leader should be asked again.
 async fn catch_up(core: &Arc<Core>, leader: &HelloResponse) -> Result<bool, StartError> {
     if let Some(cluster) = ClusterId::from_slice(&leader.cluster_id) {
-        adopt_cluster(core, cluster, &leader.name).await?;
+        adopt_cluster(core, cluster, leader.epoch, &leader.name).await?;
     }
     if core.raft.get().is_none() {
         let fail = |e: super::types::StorageError| StartError::Raft(e.to_string());
@@ -229,18 +260,24 @@ async fn catch_up(core: &Arc<Core>, leader: &HelloResponse) -> Result<bool, Star
     Ok(wait.applied_index_at_least(Some(target), "joining").await.is_ok())
 }
 
-async fn adopt_cluster(core: &Arc<Core>, cluster: ClusterId, witness: &str) -> Result<(), StartError> {
-    let ours = *core.cluster.get_or_init(|| cluster);
+async fn adopt_cluster(core: &Arc<Core>, cluster: ClusterId, epoch: u64, witness: &str) -> Result<(), StartError> {
+    if core.cluster.get().is_none() {
+        core.cluster.set_epoch(epoch);
+    }
+    let ours = core.cluster.get_or_set(cluster);
     if ours != cluster {
         return Err(core.dir.other_cluster(ours, cluster, witness.to_owned()).into());
     }
+    if core.cluster.epoch() != epoch {
+        return Err(core.dir.former(epoch, witness.to_owned()).into());
+    }
     if core.dir.cluster() != Some(cluster) {
-        stamp(core, move |dir| dir.set_cluster(cluster)).await?;
+        stamp(core, move |dir| dir.set_cluster(cluster, epoch)).await?;
     }
     Ok(())
 }
 
-async fn stamp(
+pub(super) async fn stamp(
     core: &Core,
     f: impl FnOnce(&DataDir) -> Result<(), super::DataDirError> + Send + 'static,
 ) -> Result<(), StartError> {
@@ -249,47 +286,34 @@ async fn stamp(
     stamped.map_err(|e| StartError::Raft(e.to_string()))?.map_err(StartError::DataDir)
 }
 
-fn others(core: &Core) -> impl Iterator<Item = (Member, Arc<Peer>)> + '_ {
-    let me = core.settings.me.raft_id;
-    core.settings.peers.iter().filter(move |peer| peer.raft_id != me).map(|peer| {
-        let node = MetaNode { name: peer.name.clone(), address: peer.address.clone() };
-        (peer.clone(), core.peers.get(peer.raft_id, &node))
-    })
-}
-
-/// Asks all other peers; those that answer, and are who they should be.
-async fn hello_all(core: &Core) -> Vec<(Member, HelloResponse)> {
-    let asked = others(core).map(|(member, peer)| async move {
-        let hello = peer.hello(&core.settings.me, HELLO_TIMEOUT).await.ok()?;
-        if (hello.raft_id, hello.name.as_str()) != (member.raft_id, member.name.as_str()) {
-            tracing::warn!(address = member.address, expected = member.name, found = hello.name, "check --peers");
-            return None;
-        }
-        Some((member, hello))
-    });
-    join_all(asked).await.into_iter().flatten().collect()
-}
-
-/// Stops a node whose directory is of another cluster than its peers, until each of them has answered once.
-async fn check_cluster(core: Arc<Core>) {
-    let Some(ours) = core.cluster.get().copied() else { return };
-    let mut agreed = HashSet::new();
-    while agreed.len() + 1 < core.settings.peers.len() {
-        for (member, hello) in hello_all(&core).await {
-            match ClusterId::from_slice(&hello.cluster_id) {
-                Some(theirs) if theirs != ours => {
-                    let witness = format!("{} at {}", member.name, member.address);
-                    return core.fail(core.dir.other_cluster(ours, theirs, witness).to_string());
-                }
-                Some(_) => drop(agreed.insert(member.raft_id)),
-                None => {}
-            }
-        }
-        tokio::select! {
-            () = core.cancel.cancelled() => return,
-            () = tokio::time::sleep(HELLO_TIMEOUT) => {}
-        }
+/// What this node tells the others of itself.
+pub(super) fn hello(core: &Core) -> HelloRequest {
+    let me = &core.settings.me;
+    HelloRequest {
+        raft_id: me.raft_id,
+        name: me.name.clone(),
+        address: me.address.clone(),
+        established: *core.phase.borrow() == Phase::Member,
+        cluster_id: core.cluster.get().map(|id| bytes::Bytes::copy_from_slice(id.as_bytes())).unwrap_or_default(),
+        epoch: core.cluster.epoch(),
+        look: false,
     }
+}
+
+/// Asks whoever is at a known address; the answers with the address, and members that they name are known from then on.
+pub(super) async fn hello_all(core: &Core) -> Vec<(String, HelloResponse)> {
+    let asked = core.addresses().into_iter().map(|address| async move {
+        let answer = core.peers.at(&address).hello(hello(core), HELLO_TIMEOUT).await.ok()?;
+        // An address of this node under another spelling.
+        (answer.raft_id != core.settings.me.raft_id).then_some((address, answer))
+    });
+    let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+    // A follower's list may be old, but one of those on it knows better.
+    let named = answers.iter().flat_map(|(_, hello)| &hello.members);
+    let mut known = core.named.lock().unwrap_or_else(PoisonError::into_inner);
+    known.extend(named.filter(|member| check_address(&member.address).is_ok()).map(|member| member.address.clone()));
+    drop(known);
+    answers
 }
 
 /// As the leader of a cluster without an id, proposes one; the first proposal wins.

@@ -1,13 +1,17 @@
 //! What the parts of the node share.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use dfs_common::ErrorCode;
 use dfs_proto::status::RpcError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -21,6 +25,9 @@ use super::{
     types::{MetaNode, Raft, RaftId},
 };
 use crate::store::LogStore;
+
+/// A call waits this long at most for a handover of the leadership to end; handovers end much sooner.
+const HANDOVER_WAIT: Duration = Duration::from_secs(2);
 
 /// How far the node has got in becoming a full member.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +56,17 @@ pub(crate) struct Core {
     /// Whether the lease held recently.
     pub(crate) confirmed: watch::Sender<bool>,
     pub(crate) leadership: watch::Sender<Leadership>,
+    /// The term in which this node stands for election because the leader before asked it to, 0 if none: its vote requests say
+    /// so. See the module `handover`.
+    pub(crate) stands_in: Arc<AtomicU64>,
+    /// Whether this node is handing its leadership over: calls wait until it is clear who leads.
+    pub(crate) handing_over: watch::Sender<bool>,
+    /// Held while the membership is changed: one change at a time.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+    /// Somebody says that the membership has changed.
+    pub(crate) look: Notify,
+    /// Addresses of members that others named, besides those of the own configuration.
+    pub(crate) named: Mutex<BTreeSet<String>>,
     /// The term in which this node may serve, 0 if it may not.
     pub(crate) serving_term: AtomicU64,
     pub(crate) proposals: mpsc::Sender<Proposal>,
@@ -82,6 +100,31 @@ impl Core {
             0 => Err(self.not_leader()),
             term => Ok(term),
         }
+    }
+
+    /// Waits while the leadership is being handed over: the caller then learns of the new leader, instead of an error.
+    pub(crate) async fn settled(&self) {
+        if *self.handing_over.borrow() {
+            let mut changes = self.handing_over.subscribe();
+            // Afterwards the call is answered by what holds then, whichever way the wait ended.
+            drop(tokio::time::timeout(HANDOVER_WAIT, changes.wait_for(|now| !now)).await);
+        }
+    }
+
+    /// Every address at which a metadata node may be, except this one's own.
+    pub(crate) fn addresses(&self) -> BTreeSet<String> {
+        let settings = &self.settings;
+        let mut all = self.named.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.extend(settings.peers.iter().map(|peer| peer.address.clone()));
+        all.extend(settings.join.iter().cloned());
+        if let Some(raft) = self.raft.get() {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow();
+            let members = metrics.membership_config.nodes().filter(|(id, _)| **id != settings.me.raft_id);
+            all.extend(members.map(|(id, node)| self.peers.member(*id, Some(node)).address));
+        }
+        all.remove(&settings.me.address);
+        all
     }
 
     /// Whether this node is the leader as far as it knows, ready or not.

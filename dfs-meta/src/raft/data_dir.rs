@@ -95,6 +95,43 @@ pub enum DataDirError {
         /// Who said so.
         witness: String,
     },
+    /// The node was taken out of the cluster.
+    #[error(
+        "data directory {path} belongs to metadata node {name:?}, which was removed from its cluster: it must not come back \
+         with what it knew then. To make this machine a member again, move the directory away, start the node with --join, \
+         and run `dfsctl meta add {name} HOST:PORT`"
+    )]
+    Removed {
+        /// The directory.
+        path: PathBuf,
+        /// The node.
+        name: String,
+    },
+    /// A restore or a rescue was cut short.
+    #[error(
+        "data directory {path}: `dfs-meta {step}` was interrupted before it was done. Run it again with the same arguments"
+    )]
+    Unfinished {
+        /// The directory.
+        path: PathBuf,
+        /// `restore` or `rescue`.
+        step: String,
+    },
+    /// It belongs to the metadata that was given up when the cluster was restored or rescued.
+    #[error(
+        "data directory {path} is of the metadata that was replaced when the cluster was restored or rescued (epoch \
+         {ours}; {witness} is of epoch {theirs}). Move it away, start the node with --join, and run `dfsctl meta add`"
+    )]
+    Former {
+        /// The directory.
+        path: PathBuf,
+        /// Its epoch.
+        ours: u64,
+        /// That of the cluster.
+        theirs: u64,
+        /// Who said so.
+        witness: String,
+    },
     /// The stamp is unreadable.
     #[error(
         "{path} is damaged: {reason}. Restore it, or move the data directory away so that this node is filled again"
@@ -128,6 +165,15 @@ struct Identity {
     /// Whether the node is a full member: it has never promised anything that is not in this directory.
     #[serde(default)]
     complete: bool,
+    /// Grows when the metadata is restored from a backup or rescued; nodes of different epochs have nothing in common.
+    #[serde(default)]
+    epoch: u64,
+    /// The node was taken out of the cluster.
+    #[serde(default)]
+    removed: bool,
+    /// `restore` or `rescue` while one of them is at work in this directory; else empty.
+    #[serde(default)]
+    unfinished: String,
 }
 
 /// The locked directory.
@@ -141,6 +187,29 @@ pub(crate) struct DataDir {
 impl DataDir {
     /// Takes the directory for `me`, making and stamping it if it is new. Blocks on the disk.
     pub(crate) fn open(path: &Path, me: &Member) -> Result<Self, DataDirError> {
+        let dir = Self::take(path, me)?;
+        let identity = dir.identity.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if identity.removed {
+            return Err(DataDirError::Removed { path: path.to_owned(), name: identity.name });
+        }
+        if !identity.unfinished.is_empty() {
+            return Err(DataDirError::Unfinished { path: path.to_owned(), step: identity.unfinished });
+        }
+        Ok(dir)
+    }
+
+    /// Name and id of the node that a directory belongs to; `None` if it is nobody's.
+    pub(crate) fn owner(path: &Path) -> Result<Option<(String, u64)>, DataDirError> {
+        let stamp = path.join(IDENTITY);
+        match fs::read_to_string(&stamp) {
+            Ok(text) => parse(path, &stamp, &text).map(|identity| Some((identity.name, identity.raft_id))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DataDirError::Io { path: stamp, source }),
+        }
+    }
+
+    /// As [`DataDir::open`], whatever the stamp says about the past.
+    pub(crate) fn take(path: &Path, me: &Member) -> Result<Self, DataDirError> {
         let io = |source| DataDirError::Io { path: path.to_owned(), source };
         durable::create_dir_all(path).map_err(io)?;
         // The stamp is looked at before the lock file is made in somebody else's directory.
@@ -163,6 +232,9 @@ impl DataDir {
             raft_id: me.raft_id,
             cluster: String::new(),
             complete: false,
+            epoch: 0,
+            removed: false,
+            unfinished: String::new(),
         };
         let is_new = found.is_none();
         let identity = found.unwrap_or(fresh);
@@ -197,9 +269,49 @@ impl DataDir {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner).complete
     }
 
+    /// The epoch it is stamped with.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).epoch
+    }
+
     /// Stamps it with the cluster. Blocks on the disk.
-    pub(crate) fn set_cluster(&self, cluster: ClusterId) -> Result<(), DataDirError> {
-        self.change(|identity| identity.cluster = cluster.to_string())
+    pub(crate) fn set_cluster(&self, cluster: ClusterId, epoch: u64) -> Result<(), DataDirError> {
+        self.change(|identity| (identity.cluster, identity.epoch) = (cluster.to_string(), epoch))
+    }
+
+    /// Stamps it as that of a node that was removed: no process uses it again. Blocks on the disk.
+    pub(crate) fn set_removed(&self) -> Result<(), DataDirError> {
+        self.change(|identity| identity.removed = true)
+    }
+
+    /// Notes that `step` is at work here, or that nothing is. Blocks on the disk.
+    pub(crate) fn set_unfinished(&self, step: &str) -> Result<(), DataDirError> {
+        self.change(|identity| step.clone_into(&mut identity.unfinished))
+    }
+
+    /// What is at work here, if anything.
+    pub(crate) fn unfinished(&self) -> String {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).unfinished.clone()
+    }
+
+    /// Last step of a restore or rescue: the directory is that of a full member of `cluster` in its new epoch. Blocks on the disk.
+    pub(crate) fn found_anew(&self, cluster: ClusterId, epoch: u64) -> Result<(), DataDirError> {
+        self.change(|identity| {
+            (identity.cluster, identity.epoch) = (cluster.to_string(), epoch);
+            (identity.complete, identity.removed) = (true, false);
+            identity.unfinished.clear();
+        })
+    }
+
+    /// The mistake when the cluster has gone on in a later epoch, as `witness` says.
+    pub(crate) fn former(&self, theirs: u64, witness: String) -> DataDirError {
+        DataDirError::Former { path: self.path.clone(), ours: self.epoch(), theirs, witness }
+    }
+
+    /// The mistake when the cluster has no such member any more.
+    pub(crate) fn removed(&self) -> DataDirError {
+        let name = self.identity.lock().unwrap_or_else(PoisonError::into_inner).name.clone();
+        DataDirError::Removed { path: self.path.clone(), name }
     }
 
     /// Stamps it as that of a full member, or not. Blocks on the disk.
@@ -272,13 +384,31 @@ mod tests {
         let dir = DataDir::open(&path, &me("meta-1")).unwrap();
         assert!(matches!(DataDir::open(&path, &me("meta-1")), Err(DataDirError::Locked { .. })));
         let cluster = ClusterId::random();
-        dir.set_cluster(cluster).unwrap();
+        dir.set_cluster(cluster, 7).unwrap();
         dir.set_complete(true).unwrap();
         drop(dir);
         let dir = DataDir::open(&path, &me("meta-1")).unwrap();
-        assert_eq!((dir.cluster(), dir.is_complete()), (Some(cluster), true));
+        assert_eq!((dir.cluster(), dir.is_complete(), dir.epoch()), (Some(cluster), true, 7));
         drop(dir);
         assert!(matches!(DataDir::open(&path, &me("meta-2")), Err(DataDirError::OtherNode { .. })));
+    }
+
+    #[test]
+    fn a_removed_node_and_an_unfinished_restore_do_not_start() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(tmp.path(), &me("meta-1")).unwrap();
+        dir.set_unfinished("restore").unwrap();
+        drop(dir);
+        let error = DataDir::open(tmp.path(), &me("meta-1")).unwrap_err();
+        assert!(matches!(&error, DataDirError::Unfinished { step, .. } if step == "restore"), "{error}");
+        let dir = DataDir::take(tmp.path(), &me("meta-1")).unwrap();
+        dir.found_anew(ClusterId::random(), 3).unwrap();
+        drop(dir);
+        let dir = DataDir::open(tmp.path(), &me("meta-1")).unwrap();
+        dir.set_removed().unwrap();
+        drop(dir);
+        let error = DataDir::open(tmp.path(), &me("meta-1")).unwrap_err().to_string();
+        assert!(error.contains("removed") && error.contains("--join"), "{error}");
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! What the rest of the process sees of the consensus group.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use dfs_common::{ClusterId, ErrorCode};
 use dfs_proto::status::RpcError;
 use openraft::ServerState;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{
+    Step,
     core::{Core, Phase},
-    proposer,
+    handover, members, proposer,
     types::{LogId, MetaNode, RaftId},
 };
 use crate::fsm::{Command, Outcome, State};
@@ -109,6 +110,7 @@ impl Handle {
     /// `NotLeader` with the leader's address, if known; `Unavailable` if no majority confirmed the leadership.
     pub async fn read<R>(&self, f: impl FnOnce(&State) -> R) -> Result<R, RpcError> {
         let core = &self.core;
+        core.settled().await;
         let term = core.serving()?;
         let result = core.replica.peek(f);
         // The order matters: a lease that holds now held when the state was read. See the module `lease`.
@@ -206,6 +208,78 @@ impl Handle {
         let starting = || RpcError::new(ErrorCode::Unavailable, "the node is starting");
         proposer::trigger_snapshot(self.core.raft.get().ok_or_else(starting)?).await?;
         Ok(index(self.core.replica.applied()))
+    }
+
+    /// The state of this node as of now, with index and term of the last entry in it. Costs a constant time.
+    #[must_use]
+    pub fn freeze(&self) -> (State, u64, u64) {
+        let (state, applied) = self.core.replica.freeze();
+        (state, index(applied), applied.map_or(0, |id| id.leader_id.term))
+    }
+
+    /// Makes a node that waits for it a member, see the module `members`.
+    ///
+    /// # Errors
+    /// Why not; the message says what to do.
+    pub async fn add_member(
+        &self,
+        new: Member,
+        replaces: Option<&str>,
+        steps: &mpsc::Sender<Step>,
+    ) -> Result<(), RpcError> {
+        members::add(&self.core, new, replaces, steps).await
+    }
+
+    /// Takes a member out, and returns the names of the voters that are left.
+    ///
+    /// # Errors
+    /// Why not; the message says what to do. `NotLeader` when the leader itself is to leave: the next one does it.
+    pub async fn remove_member(&self, name: &str) -> Result<Vec<String>, RpcError> {
+        members::remove(&self.core, name).await
+    }
+
+    /// Hands the leadership to the member `to`, or to whoever has most of the log. Returns the new leader's name and how long
+    /// nothing was served.
+    ///
+    /// # Errors
+    /// This node does not lead, or the other one cannot.
+    pub async fn hand_over(&self, to: Option<&str>) -> Result<(String, Duration), RpcError> {
+        self.core.serving()?;
+        let members = self.members();
+        let find =
+            |name: &str| members.iter().find(|found| found.member.name == name).map(|found| found.member.raft_id);
+        let heir = to.map(|name| {
+            let unknown = || RpcError::new(ErrorCode::NotFound, format!("{name} is no member"));
+            find(name).ok_or_else(unknown)
+        });
+        let (id, pause) = handover::hand_over(&self.core, heir.transpose()?).await?;
+        let name = members.into_iter().find(|found| found.member.raft_id == id);
+        Ok((name.map(|found| found.member.name).unwrap_or_default(), pause))
+    }
+
+    /// Addresses of all voters, for clients and storage nodes.
+    #[must_use]
+    pub fn voter_addresses(&self) -> Vec<String> {
+        let core = &self.core;
+        let Some(raft) = core.raft.get() else { return Vec::new() };
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let voters = membership.voter_ids().filter_map(|id| Some((id, membership.get_node(&id)?)));
+        let me = &core.settings.me;
+        voters
+            .map(
+                |(id, node)| {
+                    if id == me.raft_id { me.address.clone() } else { core.peers.member(id, Some(node)).address }
+                },
+            )
+            .collect()
+    }
+
+    /// Grows when the metadata is restored from a backup or rescued.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.core.cluster.epoch()
     }
 
     /// The cluster this node belongs to; `None` while the cluster is being formed.

@@ -17,6 +17,9 @@
 //! Rounds are openraft's own `AppendEntries` without entries, built here because openraft's `ensure_linearizable` opens new
 //! channels, reports an error for each peer that is down, and does not say when it started.
 //!
+//! **Handing over.** A leader that asks a follower to stand at once (module `handover`) has its followers break the promise, so it
+//! gives the lease up first and never takes it again in that term: if the handover fails, each read takes a round of its own.
+//!
 //! Before the first read of a term an entry of that term must have been applied: only then does the state hold everything
 //! that was acknowledged in earlier terms. See [`super::watcher`].
 
@@ -45,6 +48,10 @@ use super::{
 pub(crate) struct Lease {
     /// On the clock of [`now_ns`].
     until_ns: AtomicU64,
+    /// As `until_ns`, but also counting rounds in a term without a lease.
+    confirmed_ns: AtomicU64,
+    /// The term in which followers were asked not to keep their promise, 0 if none: each read then takes a round.
+    given_up_term: AtomicU64,
     /// Held during a round; the last round's start and outcome.
     turn: Mutex<(u64, Option<RpcError>)>,
 }
@@ -57,7 +64,7 @@ impl Lease {
 
     /// Whether the lease held within the last `grace`.
     pub(crate) fn held_within(&self, grace: Duration) -> bool {
-        now_ns() < self.until_ns.load(Ordering::Acquire).saturating_add(nanos(grace))
+        now_ns() < self.confirmed_ns.load(Ordering::Acquire).saturating_add(nanos(grace))
     }
 
     /// Makes a round that starts after this call, or takes the outcome of one that another caller made.
@@ -67,12 +74,24 @@ impl Lease {
         if last.0 < asked_ns {
             let start_ns = now_ns();
             let outcome = round(core).await;
-            if outcome.is_ok() {
-                self.until_ns.fetch_max(start_ns + nanos(core.settings.lease()), Ordering::AcqRel);
+            if let Ok(term) = outcome {
+                let until_ns = start_ns + nanos(core.settings.lease());
+                self.confirmed_ns.fetch_max(until_ns, Ordering::AcqRel);
+                if self.given_up_term.load(Ordering::Acquire) != term {
+                    self.until_ns.fetch_max(until_ns, Ordering::AcqRel);
+                }
             }
             *last = (start_ns, outcome.err());
         }
         last.1.clone().map_or(Ok(()), Err)
+    }
+
+    /// Gives the lease up for the rest of `term`: when this returns, no read is answered without a round that starts after it.
+    pub(crate) async fn give_up(&self, term: u64) {
+        // A round under way would set the lease again.
+        let _turn = self.turn.lock().await;
+        self.given_up_term.store(term, Ordering::Release);
+        self.until_ns.store(0, Ordering::Release);
     }
 }
 
@@ -91,13 +110,15 @@ fn nanos(duration: Duration) -> u64 {
 }
 
 /// Asks all voters whether they still follow this leader; returns when a majority does.
-async fn round(core: &Core) -> Result<(), RpcError> {
+/// Gives the term in which they do.
+async fn round(core: &Core) -> Result<u64, RpcError> {
     let Some((vote, membership)) = leading(core) else { return Err(core.not_leader()) };
+    let term = vote.leader_id.term;
     let timeout = core.settings.lease();
     let (answers, mut answered) = mpsc::channel(16);
     let mut granted = vec![core.settings.me.raft_id];
     if is_quorum(&membership, &granted) {
-        return Ok(());
+        return Ok(term);
     }
     let others = membership.membership().nodes().filter(|(id, _)| **id != core.settings.me.raft_id);
     for (id, node) in others.filter(|(id, _)| membership.voter_ids().any(|voter| voter == **id)) {
@@ -124,7 +145,7 @@ async fn round(core: &Core) -> Result<(), RpcError> {
                 Err(error) => tracing::debug!(peer = id, %error, "no answer in a quorum round"),
             }
             if is_quorum(&membership, &granted) {
-                return Ok(());
+                return Ok(term);
             }
         }
         Err(RpcError::new(ErrorCode::Unavailable, "no majority of the metadata nodes answers"))
@@ -141,7 +162,7 @@ pub(crate) fn leading(core: &Core) -> Option<(Vote, StoredMembership)> {
 }
 
 /// Whether `granted` is a majority of every configuration in force.
-fn is_quorum(membership: &StoredMembership, granted: &[RaftId]) -> bool {
+pub(crate) fn is_quorum(membership: &StoredMembership, granted: &[RaftId]) -> bool {
     let configs = membership.membership().get_joint_config();
     configs.iter().all(|voters| voters.iter().filter(|id| granted.contains(id)).count() > voters.len() / 2)
 }

@@ -3,7 +3,14 @@
 //! Payloads are postcard. Every failure is reported as *unreachable*, which makes openraft pause for [`BACKOFF`] before it tries
 //! again; its own default of half a second would make a restarted follower wait.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use dfs_common::ErrorCode;
@@ -37,11 +44,13 @@ type RpcFailure = RPCError<RaftId, MetaNode, RaftError<RaftId>>;
 #[derive(Clone)]
 pub(crate) struct Network {
     peers: Arc<Peers>,
+    /// See [`Core::stands_in`](super::core::Core::stands_in).
+    stands_in: Arc<AtomicU64>,
 }
 
 impl Network {
-    pub(crate) fn new(peers: Arc<Peers>) -> Self {
-        Self { peers }
+    pub(crate) fn new(peers: Arc<Peers>, stands_in: Arc<AtomicU64>) -> Self {
+        Self { peers, stands_in }
     }
 }
 
@@ -49,13 +58,15 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, target: RaftId, node: &MetaNode) -> Client {
-        Client { peer: self.peers.get(target, node), large: None }
+        Client { network: self.clone(), target, node: node.clone(), large: None }
     }
 }
 
 /// Calls one peer.
 pub(crate) struct Client {
-    peer: Arc<Peer>,
+    network: Network,
+    target: RaftId,
+    node: MetaNode,
     large: Option<Large>,
 }
 
@@ -69,6 +80,11 @@ struct Large {
 }
 
 impl Client {
+    /// The peer where it is now.
+    fn peer(&self) -> Arc<Peer> {
+        self.network.peers.get(self.target, &self.node)
+    }
+
     /// Sends a large message, or goes on waiting for the one that starts at the same entry.
     async fn append_large(
         &mut self,
@@ -78,7 +94,7 @@ impl Client {
         let upto = rpc.entries.last().map(|entry| entry.log_id);
         let under_way = self.large.take().filter(|large| large.vote == rpc.vote && large.from == rpc.prev_log_id);
         let large = self.large.insert(under_way.unwrap_or_else(|| {
-            let peer = self.peer.clone();
+            let peer = self.network.peers.get(self.target, &self.node);
             let answer = tokio::spawn(async move { peer.call(Call::Append, payload, LARGE_TIMEOUT).await });
             Large { vote: rpc.vote, from: rpc.prev_log_id, upto, answer }
         }));
@@ -126,13 +142,15 @@ impl RaftNetwork<TypeConfig> for Client {
             if payload.len() > LARGE_BYTES {
                 return self.append_large(&rpc, payload).await;
             }
-            decode(Call::Append, &self.peer.call(Call::Append, payload, option.hard_ttl()).await?)
+            decode(Call::Append, &self.peer().call(Call::Append, payload, option.hard_ttl()).await?)
         };
         append.await.map_err(|e| Unreachable::new(&e).into())
     }
 
     async fn vote(&mut self, rpc: VoteRequest<RaftId>, option: RPCOption) -> Result<VoteResponse<RaftId>, RpcFailure> {
-        let vote = exchange(&self.peer, Call::Vote, &rpc, option.hard_ttl()).await;
+        let asked = self.network.stands_in.load(Ordering::Acquire) == rpc.vote.leader_id.term;
+        let call = if asked { Call::HandoverVote } else { Call::Vote };
+        let vote = exchange(&self.peer(), call, &rpc, option.hard_ttl()).await;
         vote.map_err(|e| Unreachable::new(&e).into())
     }
 
@@ -144,9 +162,10 @@ impl RaftNetwork<TypeConfig> for Client {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<RaftId>, StreamingError<TypeConfig, Fatal<RaftId>>> {
         let signature = snapshot.meta.signature();
+        let peer = self.peer();
         tokio::select! {
             closed = cancel => Err(closed.into()),
-            sent = transfer::send(&self.peer, vote, snapshot) => sent.map_err(|error| match error {
+            sent = transfer::send(&peer, vote, snapshot) => sent.map_err(|error| match error {
                 transfer::SendError::Peer(error) => Unreachable::new(&error).into(),
                 transfer::SendError::Local(error) => {
                     let error = StorageIOError::read_snapshot(Some(signature), &error);

@@ -1,11 +1,11 @@
 //! Starting and stopping the node.
 
 use std::{
-    sync::{Arc, OnceLock, atomic::AtomicU64},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -14,7 +14,8 @@ use super::{
     core::{Core, Phase},
     data_dir::{DataDir, DataDirError},
     lease::{self, Lease},
-    peers::Peers,
+    members,
+    peers::{Belonging, Peers},
     proposer,
     service::Service,
     settings::Settings,
@@ -59,10 +60,9 @@ impl Node {
         let opening = settings.clone();
         let opened = dfs_proto::machine::spawn_blocking(move || open(&opening)).await;
         let Opened { dir, log, snapshots, replica, origin } = opened.map_err(|e| StartError::Raft(e.to_string()))??;
-        let cluster = Arc::new(dir.cluster().map_or_else(OnceLock::new, OnceLock::from));
+        let cluster = Arc::new(Belonging::new(dir.cluster(), dir.epoch()));
         let (proposals, queue) = mpsc::channel(proposer::QUEUE_MAX);
-        // A group of one has nobody to promise anything to.
-        let promised = origin != Origin::Fresh && settings.peers.len() > 1;
+        let promised = origin != Origin::Fresh;
         let votes_from = Instant::now() + if promised { settings.vote_silence() } else { Duration::ZERO };
         let core = Arc::new(Core {
             peers: Arc::new(Peers::new(cluster.clone(), &settings.peers)),
@@ -75,6 +75,11 @@ impl Node {
             lease: Lease::default(),
             confirmed: watch::Sender::new(false),
             leadership: watch::Sender::new(Leadership::default()),
+            stands_in: Arc::default(),
+            handing_over: watch::Sender::new(false),
+            changing: tokio::sync::Mutex::default(),
+            look: Notify::new(),
+            named: Mutex::default(),
             serving_term: AtomicU64::new(0),
             proposals,
             fatal: watch::Sender::new(None),
@@ -84,6 +89,7 @@ impl Node {
         });
         core.tasks.spawn(proposer::run(core.clone(), queue));
         core.tasks.spawn(lease::keep(core.clone()));
+        core.tasks.spawn(members::keep(core.clone()));
         let service = Service::new(core.clone(), snapshots, votes_from);
         let node = Self { core, service };
         if origin == Origin::Established {

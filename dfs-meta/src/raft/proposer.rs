@@ -39,6 +39,7 @@ pub(crate) struct Proposal {
 
 /// Queues a command and waits for its outcome.
 pub(crate) async fn propose(core: &Core, command: Command) -> Result<Outcome, RpcError> {
+    core.settled().await;
     core.serving()?;
     let size = postcard::serialize_with_flavor(&command, postcard::ser_flavors::Size::default());
     let bytes = size.map_err(|e| RpcError::new(ErrorCode::Internal, format!("command: {e}")))?;
@@ -132,6 +133,7 @@ async fn submit(core: &Arc<Core>, batch: Batch, replies: Replies, slot: OwnedSem
     if batch.commands.is_empty() {
         return;
     }
+    core.settled().await;
     let (term, raft) = match (core.serving(), core.raft.get()) {
         (Ok(term), Some(raft)) => (term, raft),
         (Err(error), _) => return refuse(replies, &error),

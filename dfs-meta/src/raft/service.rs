@@ -11,9 +11,10 @@ use dfs_common::{ClusterId, ErrorCode};
 use dfs_proto::{
     WIRE_VERSION,
     status::RpcError,
+    transport::check_address,
     v1::{
-        HelloRequest, HelloResponse, RaftReply, RaftRequest, SnapshotPart, raft_service_server::RaftService,
-        raft_service_server::RaftServiceServer,
+        HelloMember, HelloRequest, HelloResponse, RaftReply, RaftRequest, SnapshotPart,
+        raft_service_server::RaftService, raft_service_server::RaftServiceServer,
     },
 };
 use openraft::{
@@ -25,9 +26,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     core::{Core, Phase},
+    handover,
     peers::MESSAGE_BYTES_MAX,
     transfer::Receiver,
-    types::{Raft, RaftId, TypeConfig},
+    types::{Raft, RaftId, TypeConfig, Vote},
 };
 use crate::store::SnapshotDir;
 
@@ -75,42 +77,82 @@ impl Service {
             let message = format!("{} is of cluster {ours}, the message is of cluster {theirs}", me.name);
             return Err(RpcError::new(ErrorCode::WrongCluster, message));
         }
+        let epoch = self.core.cluster.epoch();
+        if self.core.cluster.get().is_some() && !request.cluster_id.is_empty() && request.epoch != epoch {
+            let message = format!(
+                "{} is of epoch {epoch}, the message is of epoch {}: the metadata was restored or rescued in between",
+                me.name, request.epoch
+            );
+            return Err(RpcError::new(ErrorCode::WrongCluster, message));
+        }
         let starting = || RpcError::new(ErrorCode::Unavailable, format!("{} is starting", me.name));
         self.core.raft.get().ok_or_else(starting)
     }
 
-    fn may_vote(&self) -> Result<(), RpcError> {
+    /// `handover`: the leader whose lease the silence after a start protects has given it up.
+    fn may_vote(&self, handover: bool) -> Result<(), RpcError> {
         let refuse =
             |why: &str| Err(RpcError::new(ErrorCode::Unavailable, format!("{} {why}", self.core.settings.me.name)));
         if *self.core.phase.borrow() != Phase::Member {
             return refuse("does not vote before it has caught up");
         }
-        if Instant::now() < self.votes_from {
+        if !handover && Instant::now() < self.votes_from {
             return refuse("does not vote right after its start");
         }
         Ok(())
     }
 
-    async fn about_me(&self, asking: RaftId) -> HelloResponse {
+    async fn about_me(&self, asking: &HelloRequest) -> HelloResponse {
         let core = &self.core;
+        let me = &core.settings.me;
         let mut hello = HelloResponse {
             cluster_id: core.cluster.get().map(|id| Bytes::copy_from_slice(id.as_bytes())).unwrap_or_default(),
-            raft_id: core.settings.me.raft_id,
-            name: core.settings.me.name.clone(),
+            raft_id: me.raft_id,
+            name: me.name.clone(),
             initialized: core.cluster.get().is_some(),
             leader: core.leadership.borrow().leader.as_ref().map(|leader| leader.address.clone()).unwrap_or_default(),
+            epoch: core.cluster.epoch(),
+            address: me.address.clone(),
+            ready: *core.phase.borrow() == Phase::Member,
             ..HelloResponse::default()
         };
         let Some(raft) = core.raft.get() else { return hello };
-        let state = raft.with_raft_state(move |state| {
-            let member = state.membership_state.effective().voter_ids().any(|id| id == asking);
-            (*state.vote_ref(), member)
+        let state = raft.with_raft_state(|state| {
+            let (effective, committed) =
+                (state.membership_state.effective().clone(), state.membership_state.committed().clone());
+            (*state.vote_ref(), effective, committed)
         });
-        let Ok((vote, member)) = state.await else { return hello };
+        let Ok((vote, effective, committed)) = state.await else { return hello };
         let last = core.log.last_index().unwrap_or(0);
         // Before the first leader there is nothing but the membership at index 0, which every node has alike.
         hello.initialized |= vote.committed || last > 0;
-        (hello.term, hello.last_log_index, hello.member) = (vote.leader_id.term, last, member);
+        (hello.term, hello.last_log_index) = (vote.leader_id.term, last);
+        let id = asking.raft_id;
+        hello.member = effective.voter_ids().any(|voter| voter == id);
+        // While a change is not agreed on, the asking node must not conclude that it was removed.
+        hello.listed = effective.get_node(&id).is_some() || committed.get_node(&id).is_some();
+        let is_voter = |id: RaftId| effective.voter_ids().any(|voter| voter == id);
+        hello.members = effective
+            .nodes()
+            .map(|(id, node)| HelloMember {
+                raft_id: *id,
+                name: node.name.clone(),
+                address: if *id == me.raft_id {
+                    me.address.clone()
+                } else {
+                    core.peers.member(*id, Some(node)).address
+                },
+                voter: is_voter(*id),
+            })
+            .collect();
+        if let Some(node) = effective.get_node(&id).filter(|node| node.name == asking.name)
+            && asking.established
+            && asking.cluster_id == hello.cluster_id
+            && asking.epoch == hello.epoch
+            && check_address(&asking.address).is_ok()
+        {
+            core.peers.found(id, node, &asking.address);
+        }
         hello.leading = core.serving().is_ok() && core.lease.renew(core).await.is_ok();
         hello
     }
@@ -143,8 +185,11 @@ impl RaftService for Service {
     async fn vote(&self, request: Request<RaftRequest>) -> Result<Response<RaftReply>, Status> {
         let request = request.into_inner();
         let raft = self.check(&request)?;
-        self.may_vote()?;
+        self.may_vote(request.handover)?;
         let rpc: VoteRequest<RaftId> = decode(&request.payload)?;
+        if request.handover {
+            handover::let_go(raft, rpc.vote).await?;
+        }
         let answer = raft.vote(rpc).await.map_err(|e: RaftError<RaftId>| stopped(e))?;
         reply(&answer)
     }
@@ -161,6 +206,19 @@ impl RaftService for Service {
     }
 
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloResponse>, Status> {
-        Ok(Response::new(self.about_me(request.into_inner().raft_id).await))
+        let request = request.into_inner();
+        if request.look {
+            self.core.look.notify_one();
+        }
+        Ok(Response::new(self.about_me(&request).await))
+    }
+
+    async fn take_over(&self, request: Request<RaftRequest>) -> Result<Response<RaftReply>, Status> {
+        let request = request.into_inner();
+        let raft = self.check(&request)?;
+        self.may_vote(true)?;
+        let vote: Vote = decode(&request.payload)?;
+        handover::stand(&self.core, raft, vote).await?;
+        reply(&())
     }
 }

@@ -10,9 +10,10 @@ use crate::fsm;
 pub struct Settings {
     /// This node.
     pub me: Member,
-    /// All nodes that the cluster starts with, this one included. An address given here is used before the one in the
-    /// membership, so that machines can be renumbered.
+    /// All nodes that a new cluster starts with, this one included; afterwards only a help to find the others.
     pub peers: Vec<Member>,
+    /// Addresses of members of a cluster that this node is to be added to; if there are any it never forms one itself.
+    pub join: Vec<String>,
     /// Its data directory.
     pub data_dir: PathBuf,
     /// How often the leader makes itself heard.

@@ -68,6 +68,12 @@ impl Replica {
         f(&self.read().state)
     }
 
+    /// The state with the position of its last entry.
+    pub(crate) fn freeze(&self) -> (State, Option<LogId>) {
+        let position = self.read();
+        (position.state.clone(), position.applied)
+    }
+
     /// Position of the last entry applied.
     pub(crate) fn applied(&self) -> Option<LogId> {
         self.read().applied

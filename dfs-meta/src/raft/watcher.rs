@@ -136,10 +136,10 @@ async fn learn_cluster(core: &Arc<Core>) {
         return;
     }
     let Some(cluster) = core.replica.cluster_id() else { return };
-    let known = *core.cluster.get_or_init(|| cluster);
+    let known = core.cluster.get_or_set(cluster);
     tracing::info!(%cluster, "this node belongs to a cluster");
-    let dir = core.dir.clone();
-    let stamped = dfs_proto::machine::spawn_blocking(move || dir.set_cluster(known)).await;
+    let (dir, epoch) = (core.dir.clone(), core.cluster.epoch());
+    let stamped = dfs_proto::machine::spawn_blocking(move || dir.set_cluster(known, epoch)).await;
     if let Err(error) = stamped.map_err(|e| e.to_string()).and_then(|done| done.map_err(|e| e.to_string())) {
         core.fail(error);
     }

@@ -1,6 +1,6 @@
 //! What the administrator asks. All figures are kept, none is counted here.
 
-use dfs_common::{FileId, InodeId, NodeId};
+use dfs_common::{ErrorCode, FileId, InodeId, NodeId};
 use dfs_proto::{
     convert::{id_bytes, state_to_wire},
     status::RpcError,
@@ -10,7 +10,7 @@ use dfs_proto::{
 use super::{Service, repair::figures_to_wire, session::millis, trash::retention_ms};
 use crate::{
     control::{Held, NodeFigures, unix_now_ns},
-    fsm::{Counters, DoomedOn, Figure, Node, Pending, Risk},
+    fsm::{Command, Counters, DoomedOn, Figure, Node, Pending, Risk},
     raft::MemberStatus,
 };
 
@@ -85,6 +85,10 @@ impl Service {
             log_disk_bytes: status.log_disk_bytes,
             leader: status.leader.map(|leader| leader.name).unwrap_or_default(),
             cluster_id: self.raft.cluster_id().map(|id| id_bytes(id.as_bytes())).unwrap_or_default(),
+            members: self.raft.members().into_iter().map(member_to_wire).collect(),
+            epoch: self.raft.epoch(),
+            restored: self.restored(),
+            address: status.me.address,
         })
     }
 
@@ -104,6 +108,31 @@ impl Service {
             state.writers_of(InodeId(request.ino)).take(WRITERS_MAX).map(writer).collect()
         });
         Ok(v1::FileWritersResponse { writers: writers.await? })
+    }
+
+    fn restored(&self) -> Option<v1::Restored> {
+        let restored = self.raft.peek(|state| state.restored())?;
+        Some(v1::Restored {
+            as_of_ns: restored.as_of_ns,
+            done_ns: restored.done_ns,
+            rescued: restored.rescued,
+            // Only the leader knows.
+            unknown_chunks: self.control.unknown_chunks().unwrap_or(0),
+        })
+    }
+
+    pub(super) async fn handle_finish_restore(
+        &self,
+        _: v1::FinishRestoreRequest,
+    ) -> Result<v1::FinishRestoreResponse, RpcError> {
+        match self.control.apply(Command::FinishRestore).await {
+            Ok(_) => {
+                tracing::info!("the time after the restore was ended: chunks that no version lists may be deleted");
+                Ok(v1::FinishRestoreResponse { was_restored: true })
+            }
+            Err(error) if error.code == ErrorCode::NotFound => Ok(v1::FinishRestoreResponse { was_restored: false }),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) async fn handle_trigger_snapshot(

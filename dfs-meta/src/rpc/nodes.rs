@@ -58,6 +58,8 @@ impl Service {
             heartbeat_ms: millis(self.control.settings().heartbeat),
             settings: Some(settings_to_wire(settings)),
             inventory_wanted: true,
+            epoch: self.raft.epoch(),
+            meta_addresses: self.raft.voter_addresses(),
         })
     }
 
@@ -124,6 +126,8 @@ impl Service {
             leader_term: orders.term,
             confirm: orders.confirm.iter().map(|chunk| id_bytes(chunk.as_bytes())).collect(),
             repair_streams: orders.streams,
+            epoch: self.raft.epoch(),
+            meta_addresses: self.raft.voter_addresses(),
         }
     }
 }

@@ -5,6 +5,11 @@ use tonic::{Request, Response, Status};
 
 use super::Service;
 
+/// A stream of answers.
+type Answers<T> = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
+/// A call that is answered by one.
+type Streaming<'future, T> = std::pin::Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send + 'future>>;
+
 /// One method of a generated trait that hands the message on to the inherent method of the same meaning.
 macro_rules! hand_on {
     ($($name:ident ( $request:ident ) -> $response:ident => $method:ident;)*) => {
@@ -70,5 +75,39 @@ impl AdminService for Service {
         repair_queue(RepairQueueRequest) -> RepairQueueResponse => handle_repair_queue;
         repair_now(RepairNowRequest) -> RepairNowResponse => handle_repair_now;
         set_repair_limits(SetRepairLimitsRequest) -> SetRepairLimitsResponse => handle_set_repair_limits;
+        remove_meta_node(RemoveMetaNodeRequest) -> RemoveMetaNodeResponse => handle_remove_meta_node;
+        transfer_leader(TransferLeaderRequest) -> TransferLeaderResponse => handle_transfer_leader;
+        finish_restore(FinishRestoreRequest) -> FinishRestoreResponse => handle_finish_restore;
+    }
+
+    type AddMetaNodeStream = Answers<v1::MetaChange>;
+    type BackupStream = Answers<v1::BackupPart>;
+
+    fn add_meta_node<'life, 'future>(
+        &'life self,
+        request: Request<v1::AddMetaNodeRequest>,
+    ) -> Streaming<'future, Self::AddMetaNodeStream>
+    where
+        'life: 'future,
+        Self: 'future,
+    {
+        Box::pin(async move {
+            let answers = self.handle_add_meta_node(request.into_inner()).map_err(Status::from)?;
+            Ok(Response::new(Box::pin(answers) as Self::AddMetaNodeStream))
+        })
+    }
+
+    fn backup<'life, 'future>(
+        &'life self,
+        request: Request<v1::BackupRequest>,
+    ) -> Streaming<'future, Self::BackupStream>
+    where
+        'life: 'future,
+        Self: 'future,
+    {
+        Box::pin(async move {
+            let answers = self.handle_backup(request.into_inner()).await.map_err(Status::from)?;
+            Ok(Response::new(Box::pin(answers) as Self::BackupStream))
+        })
     }
 }

@@ -44,6 +44,7 @@ impl Service {
             lease_ms: self.lease_ms(),
             cluster_id: id_bytes(cluster_id.as_bytes()),
             settings: Some(settings_to_wire(settings)),
+            meta_addresses: self.raft.voter_addresses(),
         })
     }
 
@@ -54,7 +55,12 @@ impl Service {
         let renewal =
             Renewal { full: request.full, pins: file_ids(&request.pins)?, unpins: file_ids(&request.unpins)? };
         let need_full = self.control.renew(SessionId(request.session_id), renewal).await?;
-        Ok(v1::RenewSessionResponse { leader_term: self.control.term(), need_full, lease_ms: self.lease_ms() })
+        Ok(v1::RenewSessionResponse {
+            leader_term: self.control.term(),
+            need_full,
+            lease_ms: self.lease_ms(),
+            meta_addresses: self.raft.voter_addresses(),
+        })
     }
 
     pub(super) async fn handle_close_session(

@@ -93,6 +93,7 @@ macro_rules! unused {
                     heartbeat_ms: state.heartbeat_ms,
                     settings: None,
                     inventory_wanted: true,
+                    ..Default::default()
                 }))
             }
 

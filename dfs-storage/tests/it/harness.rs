@@ -80,7 +80,7 @@ impl TestNode {
     pub(crate) async fn start(id: u32, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("tmp");
         let mut data_dir = DataDir::open(dir.path(), "x").expect("fresh");
-        data_dir.join(Membership { cluster: CLUSTER, node: NodeId(id) }).expect("stamp");
+        data_dir.join(Membership { cluster: CLUSTER, node: NodeId(id), epoch: 0 }).expect("stamp");
         drop(data_dir);
         let server = Server::start(&config(dir.path(), id, NOWHERE, more)).await.expect("starts");
         Self { id, server, dir }

@@ -28,6 +28,8 @@ mod process;
 mod status;
 mod up;
 
+pub(in crate::cmd) use process::find_program;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};

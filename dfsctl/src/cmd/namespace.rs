@@ -12,7 +12,7 @@ use std::{
 
 use clap::Args;
 use dfs_client::{Dfs, DirEntry};
-use dfs_common::{Attr, FileKind, Layout};
+use dfs_common::{Attr, FileKind, Layout, units::utc};
 use dfs_proto::convert::NodeAddress;
 use serde_json::{Map, Value, json};
 
@@ -20,7 +20,7 @@ use crate::{
     context::{Context, On, cluster_path},
     failure::Failure,
     output::Output,
-    text::{Align, Table, bytes, counted, escape, json_name, utc},
+    text::{Align, Table, bytes, counted, escape, json_name},
 };
 
 /// Entries asked for at a time: the most a server gives.

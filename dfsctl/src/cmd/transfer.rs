@@ -14,7 +14,7 @@ use std::{
 
 use clap::{ArgGroup, Args};
 use dfs_client::{Dfs, ListedFile};
-use dfs_common::{Attr, FileId};
+use dfs_common::{Attr, FileId, units::utc};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 
@@ -22,7 +22,7 @@ use crate::{
     context::{Context, On, cluster_path, parent_and_name},
     failure::Failure,
     output::Output,
-    text::{bytes, escape, json_name, utc},
+    text::{bytes, escape, json_name},
 };
 
 /// Files asked for at a time.

@@ -13,7 +13,10 @@ use std::{
 
 use clap::{Args, Subcommand};
 use dfs_client::Dfs;
-use dfs_common::{ErrorCode, FileId, units::Span};
+use dfs_common::{
+    ErrorCode, FileId,
+    units::{Span, utc},
+};
 use dfs_proto::{
     convert,
     v1::{TrashCursor, TrashEntry, TrashFilter, TrashReason},
@@ -25,7 +28,7 @@ use crate::{
     context::{Context, On, cluster_path, masked, parent_and_name},
     failure::Failure,
     output::Output,
-    text::{bytes, counted, escape, json_name, utc},
+    text::{bytes, counted, escape, json_name},
 };
 
 /// Entries asked for at a time.

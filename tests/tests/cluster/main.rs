@@ -13,6 +13,7 @@ mod failures;
 mod full;
 mod handles;
 mod links;
+mod members;
 mod memory;
 mod names;
 mod observe;

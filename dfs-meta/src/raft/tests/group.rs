@@ -63,6 +63,7 @@ impl Group {
         Settings {
             me: self.peers[at].clone(),
             peers: self.peers.clone(),
+            join: Vec::new(),
             data_dir: self.path(at),
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(400),

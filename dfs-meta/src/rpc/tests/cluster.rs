@@ -66,6 +66,7 @@ impl Cluster {
         let node = Node::start(raft::Settings {
             me: me.clone(),
             peers: vec![me],
+            join: Vec::new(),
             data_dir: dir.clone(),
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(400),

@@ -278,7 +278,7 @@ fn tail(log: &Path, from: u64, count: usize) -> io::Result<Vec<String>> {
 }
 
 /// Finds a program by one of its names: beside dfsctl itself, else in `PATH`.
-pub(super) fn find_program(names: &[&str]) -> Option<PathBuf> {
+pub(in crate::cmd) fn find_program(names: &[&str]) -> Option<PathBuf> {
     let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories: Vec<PathBuf> = own.into_iter().chain(std::env::split_paths(&path)).collect();

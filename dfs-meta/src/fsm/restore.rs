@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     command::{Outcome, Refusal, Reply},
+    event::Fact,
     state::State,
 };
 
@@ -38,8 +39,9 @@ impl State {
         self.restored
     }
 
-    /// Makes this the first state of a cluster that goes on from it. Not a command: it happens while nobody serves.
-    pub(crate) fn go_on_from(&mut self, restored: Restored) {
+    /// Makes this, the state as of entry `index`, the first one of a cluster that goes on from it. Not a command: it happens
+    /// while nobody serves.
+    pub(crate) fn go_on_from(&mut self, index: u64, restored: Restored) {
         let doomed = self.doomed.clone();
         let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
         sessions.into_iter().for_each(|session| self.end_session(restored.done_ns, session));
@@ -51,6 +53,9 @@ impl State {
         self.next_ino += NUMBERS_SKIPPED;
         self.next_session += NUMBERS_SKIPPED;
         self.next_node = self.next_node.saturating_add(NODES_SKIPPED);
+        if !restored.rescued {
+            self.event(restored.done_ns, Fact::BackupRestored { index, taken_ns: restored.as_of_ns });
+        }
         self.restored = Some(restored);
     }
 
@@ -101,7 +106,7 @@ mod tests {
     fn sessions_end_and_no_number_is_given_again() {
         let mut state = grown();
         let before = (state.next_ino, state.next_session, state.next_node);
-        state.go_on_from(RESTORED);
+        state.go_on_from(77, RESTORED);
         assert_eq!(state.sessions().count(), 0);
         assert!(state.next_ino > before.0 && state.next_session > before.1 && state.next_node > before.2);
         check::check(&state).unwrap();
@@ -113,7 +118,7 @@ mod tests {
     #[test]
     fn unknown_chunks_are_kept_until_the_administrator_says_so() {
         let mut state = grown();
-        state.go_on_from(RESTORED);
+        state.go_on_from(77, RESTORED);
         let node = state.nodes().next().unwrap().id;
         let doom = || Command::DoomUnknown { node, chunks: vec![(ChunkId([3; 32]), FileId([3; 16]))] };
         let refusal = apply(&mut state, doom()).unwrap_err();

@@ -246,7 +246,7 @@ async fn look(dir: &DataDir) -> Result<(Remains, Origin, LogStore), AnewError> {
 /// The steps that both have in common.
 async fn found(dir: &DataDir, me: &Member, origin: Origin, restored: Restored) -> Result<u64, AnewError> {
     let Origin { mut state, last, now_ns, cluster, epoch } = origin;
-    state.go_on_from(restored);
+    state.go_on_from(last.index, restored);
     let node = MetaNode { name: me.name.clone(), address: me.address.clone() };
     let membership = Membership::new(vec![BTreeSet::from([me.raft_id])], BTreeMap::from([(me.raft_id, node)]));
     let meta = SnapshotMeta {

@@ -13,7 +13,10 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::Status;
 
 use super::Service;
-use crate::{control::unix_now_ns, fsm::State};
+use crate::{
+    control::unix_now_ns,
+    fsm::{Fact, State},
+};
 
 /// Bytes of one message.
 const PART_BYTES: usize = 1 << 20;
@@ -34,12 +37,15 @@ impl Service {
         let (state, last_index, last_term) = self.raft.freeze();
         let head = self.head(&state, last_index, last_term);
         let (parts, stream) = mpsc::channel::<Part>(QUEUE_PARTS);
-        let runtime = Handle::current();
+        let (runtime, control) = (Handle::current(), self.control.clone());
         tokio::task::spawn_blocking(move || {
-            let mut sink = Parts { parts: parts.clone(), buffer: BytesMut::new(), runtime: runtime.clone() };
+            let mut sink = Parts { parts: parts.clone(), buffer: BytesMut::new(), runtime: runtime.clone(), sent: 0 };
             let written = backup::write(&mut sink, &head, |out| state.write_snapshot(out));
             match written {
-                Ok(()) => tracing::info!(last_index, inodes = head.inodes, "a backup was taken"),
+                Ok(()) => {
+                    tracing::info!(last_index, inodes = head.inodes, bytes = sink.sent, "a backup was taken");
+                    control.record_event(Fact::BackupMade { index: last_index, bytes: sink.sent });
+                }
                 Err(error) => {
                     tracing::info!(%error, "a backup was not finished");
                     // The client takes an end without a trailer for no backup anyway.
@@ -79,11 +85,13 @@ struct Parts {
     parts: mpsc::Sender<Part>,
     buffer: BytesMut,
     runtime: Handle,
+    sent: u64,
 }
 
 impl Parts {
     fn send(&mut self) -> io::Result<()> {
         let data: Bytes = self.buffer.split().freeze();
+        self.sent += data.len() as u64;
         if data.is_empty() {
             return Ok(());
         }

@@ -7,11 +7,21 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use super::{Service, invalid};
 use crate::{
     config::{check_name, raft_id},
-    raft::{Member, Step},
+    fsm::Fact,
+    raft::{Handle, Member, Step},
 };
 
 /// Messages of progress that wait for the client.
 const STEPS_MAX: usize = 16;
+
+fn find(raft: &Handle, name: &str) -> Option<Member> {
+    raft.members().into_iter().map(|status| status.member).find(|member| member.name == name)
+}
+
+fn removed(member: Member) -> Fact {
+    let Member { raft_id, name, address } = member;
+    Fact::MemberRemoved { raft_id, name, address }
+}
 
 impl Service {
     /// Answers with progress; the change goes on when the client leaves.
@@ -24,8 +34,10 @@ impl Service {
         let new = Member { raft_id: raft_id(&request.name), name: request.name, address: request.address };
         let (steps, progress) = mpsc::channel::<Step>(STEPS_MAX);
         let (answers, stream) = mpsc::channel(STEPS_MAX);
-        let raft = self.raft.clone();
+        let (raft, control) = (self.raft.clone(), self.control.clone());
         tokio::spawn(async move {
+            let leaves = find(&raft, &request.replaces);
+            let added = new.clone();
             let replaces = Some(request.replaces.as_str()).filter(|name| !name.is_empty());
             let adding = raft.add_member(new, replaces, &steps);
             let told = answers.clone();
@@ -41,6 +53,11 @@ impl Service {
                 outcome = adding => outcome,
                 () = telling => Ok(()),
             };
+            if outcome.is_ok() {
+                let Member { raft_id, name, address } = added;
+                control.record_event(Fact::MemberAdded { raft_id, name, address });
+                leaves.into_iter().for_each(|member| control.record_event(removed(member)));
+            }
             let last = outcome.map(|()| v1::MetaChange { done: true, ..v1::MetaChange::default() });
             // Nobody listens if the client has left.
             drop(answers.send(last.map_err(tonic::Status::from)).await);
@@ -52,7 +69,10 @@ impl Service {
         &self,
         request: v1::RemoveMetaNodeRequest,
     ) -> Result<v1::RemoveMetaNodeResponse, RpcError> {
-        Ok(v1::RemoveMetaNodeResponse { voters: self.raft.remove_member(&request.name).await? })
+        let leaves = find(&self.raft, &request.name);
+        let voters = self.raft.remove_member(&request.name).await?;
+        leaves.into_iter().for_each(|member| self.control.record_event(removed(member)));
+        Ok(v1::RemoveMetaNodeResponse { voters })
     }
 
     pub(super) async fn handle_transfer_leader(

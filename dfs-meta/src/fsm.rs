@@ -14,7 +14,7 @@
 //! - [`record`]: what is stored.
 //! - [`state`]: the state and [`State::apply`](state::State::apply).
 //! - `read`: what the RPC layer and the planners ask.
-//! - `session`, `namespace`, `name`, `rename`, `attr`, `version`, `trash`, `chunk`, `node`: the rules, one room each.
+//! - `session`, `namespace`, `name`, `rename`, `attr`, `version`, `trash`, `chunk`, `holders`, `node`: the rules, one room each.
 //! - [`event`]: what happened, for the administrator.
 //! - `restore`: a cluster that goes on from an older state.
 //! - [`snapshot`]: the state as a stream of records.
@@ -31,6 +31,7 @@ pub mod trash;
 
 mod attr;
 mod chunk;
+mod holders;
 mod name;
 mod namespace;
 mod node;
@@ -45,6 +46,7 @@ mod tests;
 
 pub use command::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Refusal, RepairLimits, Reply, Settings};
 pub use event::{Event, Fact, Severity};
+pub use holders::Holders;
 pub use read::{DirEntry, DirPage, FileLayout};
 pub use record::{Chunk, Counters, DoomedOn, Node, Pending, Reason, Session, Trashed};
 pub use restore::Restored;

@@ -6,8 +6,10 @@ use std::{
 };
 
 use dfs_common::{ChunkId, FileId, InodeId, NodeId, layout::chunk_count};
+use imbl::OrdSet;
 
 use super::{
+    holders::prefix,
     record::{Body, DoomedOn, counts_as_live},
     session::OUTCOMES_MAX,
     state::State,
@@ -226,6 +228,7 @@ impl Check<'_> {
     fn replicas(&mut self) {
         let state = self.state;
         let mut copies = 0;
+        let mut prefixes = BTreeSet::new();
         let mut on_node = BTreeMap::new();
         for (id, chunk) in &state.chunks {
             let mut live = 0;
@@ -234,14 +237,16 @@ impl Check<'_> {
                 live += u32::from(state.node(*node).is_some_and(|node| counts_as_live(node.state)));
                 let (count, bytes) = on_node.entry(*node).or_insert((0_u64, 0_u64));
                 (*count, *bytes) = (*count + 1, *bytes + u64::from(chunk.length));
-                let is_indexed = state.chunks_by_node.contains(&(*node, *id));
+                let is_indexed = state.chunks_by_node.get(node).is_some_and(|held| held.contains(&prefix(*id)));
+                prefixes.insert((*node, prefix(*id)));
                 self.require(is_indexed, || format!("chunk {id}: node {node} is not indexed"));
                 self.require(!state.is_doomed(*node, *id), || format!("chunk {id} is doomed on its holder {node}"));
             }
             self.require(live == chunk.live, || format!("chunk {id}: {} live copies, {live} found", chunk.live));
             self.require(chunk.replicas.is_sorted_by(|a, b| a < b), || format!("chunk {id}: replicas in disorder"));
         }
-        self.require(copies == state.chunks_by_node.len(), || "copies are indexed that are not recorded".to_owned());
+        let indexed: usize = state.chunks_by_node.values().map(OrdSet::len).sum();
+        self.require(prefixes.len() == indexed, || format!("{copies} copies, but {indexed} entries in the index"));
         for node in state.nodes() {
             let counted = on_node.remove(&node.id).unwrap_or_default();
             let said = (node.chunk_count, node.chunk_bytes);

@@ -4,10 +4,11 @@
 //! [`State::change_chunk`], which keeps the figures and the order of danger, and dooms the copies of a chunk that lost its
 //! last reference. Doomed copies are forgotten only when their node has confirmed the deletion.
 
-use dfs_common::{ChunkId, ErrorCode, FileId, NodeId, layout::Replicas, node::NodeState};
+use dfs_common::{ChunkId, ErrorCode, FileId, NodeId, node::NodeState};
 
 use super::{
     command::{Outcome, Receipt, Refusal, RepairLimits, Reply, Settings},
+    holders::Holders,
     record::{Chunk, Counters, counts_as_live},
     state::State,
 };
@@ -135,8 +136,8 @@ impl State {
     /// Forgets a chunk without references; its copies are to be deleted.
     fn doom(&mut self, id: ChunkId) {
         let Some(chunk) = self.chunks.remove(&id) else { return };
-        for node in chunk.replicas {
-            self.chunks_by_node.remove(&(node, id));
+        for node in chunk.replicas.iter().copied() {
+            self.unindex_copy(node, id);
             self.count_on_node(node, chunk.length, false);
             self.add_doomed(node, id, chunk.length);
         }
@@ -158,7 +159,7 @@ impl State {
             return;
         }
         if !self.chunks.contains_key(&id) {
-            let replicas = Replicas::new();
+            let replicas = Holders::NONE;
             let chunk = Chunk { length, sha256, replicas, live: 0, published: 0, trashed: 0, garbage: 0, held: 0 };
             self.chunks.insert(id, chunk);
         }
@@ -178,24 +179,30 @@ impl State {
             return;
         }
         let Some(chunk) = self.chunks.get(&id) else { return };
-        let (length, Err(at)) = (chunk.length, chunk.replicas.binary_search(&node)) else { return };
+        if chunk.replicas.contains(&node) {
+            return;
+        }
+        let length = chunk.length;
         let is_live = self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state));
-        self.chunks_by_node.insert((node, id));
+        self.index_copy(node, id);
         self.count_on_node(node, length, true);
         self.edit_chunk(id, None, |chunk| {
-            chunk.replicas.insert(at, node);
+            chunk.replicas.add(node);
             chunk.live += u32::from(is_live);
         });
     }
 
     fn remove_replica(&mut self, id: ChunkId, node: NodeId) {
         let Some(chunk) = self.chunks.get(&id) else { return };
-        let (length, Ok(at)) = (chunk.length, chunk.replicas.binary_search(&node)) else { return };
+        if !chunk.replicas.contains(&node) {
+            return;
+        }
+        let length = chunk.length;
         let is_live = self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state));
-        self.chunks_by_node.remove(&(node, id));
+        self.unindex_copy(node, id);
         self.count_on_node(node, length, false);
         self.edit_chunk(id, None, |chunk| {
-            chunk.replicas.remove(at);
+            chunk.replicas.remove(node);
             chunk.live = chunk.live.saturating_sub(u32::from(is_live));
         });
     }
@@ -230,20 +237,13 @@ impl State {
 
     /// The copies of a node begin or cease to count.
     pub(super) fn change_live_on(&mut self, node: NodeId, more: bool) {
-        let held = self.chunks_by_node.clone();
-        let first = (node, ChunkId([0; 32]));
-        for (_, id) in held.range(first..).take_while(|(holder, _)| *holder == node) {
-            self.change_live(*id, node, more);
-        }
+        self.for_chunks_on(node, |state, id| state.change_live(id, node, more));
     }
 
     /// Forgets every copy of a node that left for good, doomed ones included.
     pub(super) fn forget_copies_on(&mut self, node: NodeId) {
         let first = (node, ChunkId([0; 32]));
-        let held = self.chunks_by_node.clone();
-        for (_, id) in held.range(first..).take_while(|(holder, _)| *holder == node) {
-            self.remove_replica(*id, node);
-        }
+        self.for_chunks_on(node, |state, id| state.remove_replica(id, node));
         let doomed = self.doomed.clone();
         for ((_, id), _) in doomed.range(first..).take_while(|((holder, _), _)| *holder == node) {
             self.remove_doomed(node, *id);

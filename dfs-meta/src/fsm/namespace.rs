@@ -5,15 +5,13 @@
 //! reservation, the others the published one, and the publication replaces it. Operations that demand a free name (exclusive
 //! create, mkdir, symlink, mknod, link) count the reservations of everybody, so that of two mounts one wins.
 
-use std::sync::Arc;
-
 use dfs_common::{ErrorCode, FileId, FileKind, InodeId, SessionId, name};
 use smallvec::SmallVec;
 
 use super::{
     command::{Outcome, Refusal, Reply},
     name::{EntryRef, Name},
-    record::{Body, Inode, Origin, Reason, Unpublished, Version},
+    record::{Body, Inode, Origin, Reason, Shared, Unpublished, Version},
     state::State,
     version::seconds,
 };
@@ -116,7 +114,7 @@ impl State {
             xattrs: None,
             place: None,
         };
-        self.inodes.insert(ino, Arc::new(inode));
+        self.inodes.insert(ino, Shared::new(inode));
         ino
     }
 
@@ -202,7 +200,7 @@ impl State {
         if kind == FileKind::File {
             let (chunk_size, published_s) = (self.settings.chunk_size, seconds(now_ns));
             let version = Version { ino, size: 0, chunk_size, published_s, chunks: SmallVec::new() };
-            self.versions.insert(file_id, Arc::new(version));
+            self.versions.insert(file_id, Shared::new(version));
         }
         Ok(self.mutated(ino))
     }

@@ -296,7 +296,7 @@ impl State {
     #[must_use]
     pub fn chunk_ref(&self, id: ChunkId) -> Option<ChunkRef> {
         let chunk = self.chunks.get(&id)?;
-        let replicas: Replicas = chunk.replicas.clone();
+        let replicas: Replicas = chunk.replicas.iter().copied().collect();
         Some(ChunkRef { id, length: chunk.length, sha256: chunk.sha256, replicas })
     }
 
@@ -313,14 +313,10 @@ impl State {
         self.excessive.range::<_, ChunkId>((start, Bound::Unbounded)).copied()
     }
 
-    /// Referenced chunks that a node holds according to the records, in order, behind `after`.
-    pub fn chunks_on(&self, node: NodeId, after: Option<ChunkId>) -> impl Iterator<Item = ChunkId> + '_ {
-        node_range(&self.chunks_by_node, node, after)
-    }
-
     /// Chunks that a node is to delete, in order, behind `after`.
     pub fn doomed(&self, node: NodeId, after: Option<ChunkId>) -> impl Iterator<Item = ChunkId> + '_ {
         let start = after.map_or(Bound::Included((node, ChunkId([0; 32]))), |after| Bound::Excluded((node, after)));
+        // Open to the right: a range that ends before it starts would be the caller's hostile `after`.
         self.doomed
             .range::<_, (NodeId, ChunkId)>((start, Bound::Unbounded))
             .take_while(move |((holder, _), _)| *holder == node)
@@ -337,18 +333,6 @@ impl State {
     pub fn doomed_on(&self) -> impl Iterator<Item = (NodeId, DoomedOn)> + '_ {
         self.doomed_on.iter().map(|(node, on)| (*node, *on))
     }
-}
-
-fn node_range(
-    set: &imbl::OrdSet<(NodeId, ChunkId)>,
-    node: NodeId,
-    after: Option<ChunkId>,
-) -> impl Iterator<Item = ChunkId> + '_ {
-    let start = after.map_or(Bound::Included((node, ChunkId([0; 32]))), |after| Bound::Excluded((node, after)));
-    // Open to the right: a range that ends before it starts would be the caller's hostile `after`.
-    set.range::<_, (NodeId, ChunkId)>((start, Bound::Unbounded))
-        .take_while(move |(holder, _)| *holder == node)
-        .map(|(_, chunk)| *chunk)
 }
 
 /// Nodes and sessions.

@@ -2,17 +2,21 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use dfs_common::{ChunkId, FileId, FileKind, InodeId, NodeId, SessionId, Uuid, layout::Replicas, node::NodeState};
+use dfs_common::{ChunkId, FileId, FileKind, InodeId, NodeId, SessionId, Uuid, node::NodeState};
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::{
     command::Outcome,
+    holders::Holders,
     name::{Entry, Name},
     risk::Figure,
     version::Standing,
 };
+
+/// An inode or version as maps hold it: shared with the snapshot that is being written, one word of overhead.
+pub(super) type Shared<T> = triomphe::Arc<T>;
 
 /// Extended attributes of an inode; `None` for the many that have none.
 pub(super) type Xattrs = Option<Arc<BTreeMap<Vec<u8>, Vec<u8>>>>;
@@ -157,7 +161,7 @@ pub struct Chunk {
     /// SHA-256 of the bytes.
     pub sha256: [u8; 32],
     /// Nodes that hold it, whatever their state, in ascending order.
-    pub replicas: Replicas,
+    pub replicas: Holders,
     /// Those of them that are alive, suspect or draining.
     pub live: u32,
     /// Slots of current versions that list it.

@@ -24,7 +24,7 @@ use super::{
     command::{Outcome, RepairLimits, Settings},
     event::{Event, EventLog},
     name::Name,
-    record::{Body, Chunk, Inode, Node, Origin, Pending, Session, Trashed, Unpublished, Version, counts_as_live},
+    record::{Body, Chunk, Inode, Node, Origin, Pending, Session, Shared, Trashed, Unpublished, Version, counts_as_live},
     restore::Restored,
     state::State,
     version::Standing,
@@ -101,7 +101,7 @@ enum Record {
     },
     Inode {
         ino: InodeId,
-        inode: Arc<Inode>,
+        inode: Shared<Inode>,
     },
     Dentry {
         parent: InodeId,
@@ -253,7 +253,7 @@ impl State {
 
     fn write_tree(&self, out: &mut Output<impl Write>) -> io::Result<()> {
         for (ino, inode) in &self.inodes {
-            out.put(&Record::Inode { ino: *ino, inode: Arc::clone(inode) })?;
+            out.put(&Record::Inode { ino: *ino, inode: Shared::clone(inode) })?;
         }
         for ((parent, name), ino) in &self.dentries {
             out.put(&Record::Dentry { parent: *parent, name: name.clone(), ino: *ino })?;
@@ -272,7 +272,7 @@ impl State {
 
     fn write_content(&self, out: &mut Output<impl Write>) -> io::Result<()> {
         for (id, chunk) in &self.chunks {
-            let (length, sha256, replicas) = (chunk.length, chunk.sha256, chunk.replicas.clone());
+            let (length, sha256, replicas) = (chunk.length, chunk.sha256, chunk.replicas.iter().copied().collect());
             out.put(&Record::Chunk { id: *id, length, sha256, replicas })?;
         }
         // Before the versions: what a version is to its chunks must be known when its slots are read.
@@ -477,9 +477,10 @@ impl Input {
         for node in &replicas {
             let holder = state.nodes.get(node).ok_or("a copy without its node")?;
             live += u32::from(counts_as_live(holder.state));
-            state.chunks_by_node.insert((*node, id));
+            state.index_copy(*node, id);
             state.count_on_node(*node, length, true);
         }
+        let replicas = replicas.into_vec().into();
         let chunk = Chunk { length, sha256, replicas, live, published: 0, trashed: 0, garbage: 0, held: 0 };
         ensure(state.chunks.insert(id, chunk).is_none(), "a chunk twice")
     }
@@ -515,7 +516,7 @@ impl Input {
             state.garbage.insert(id, freed_ns);
             state.garbage_by_age.insert((freed_ns, id));
         }
-        state.versions.insert(id, Arc::new(version));
+        state.versions.insert(id, Shared::new(version));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::{
     command::{Batch, Command, Op, Outcome, Refusal, RepairLimits, Reply, Settings},
     event::{EventLog, Fact},
     name::Name,
-    record::{Body, Chunk, Counters, DoomedOn, Inode, Node, Origin, Pending, Session, Trashed, Unpublished, Version},
+    record::{Body, Chunk, Counters, DoomedOn, Inode, Node, Origin, Pending, Session, Shared, Trashed, Unpublished, Version},
     restore::Restored,
     risk::Risk,
     trash::Cursor,
@@ -28,7 +28,7 @@ pub struct State {
     pub(super) next_session: u64,
     pub(super) next_node: u32,
 
-    pub(super) inodes: OrdMap<InodeId, Arc<Inode>>,
+    pub(super) inodes: OrdMap<InodeId, Shared<Inode>>,
     pub(super) dentries: OrdMap<(InodeId, Name), InodeId>,
     /// Index of `dentries`: inode, directory and name of inodes with several published names.
     pub(super) links: OrdSet<(InodeId, InodeId, Name)>,
@@ -36,7 +36,7 @@ pub struct State {
     /// Index of `unpublished` by name.
     pub(super) reservations: OrdMap<(InodeId, Name, SessionId), InodeId>,
 
-    pub(super) versions: OrdMap<FileId, Arc<Version>>,
+    pub(super) versions: OrdMap<FileId, Shared<Version>>,
     /// How long content stays in the trash; 0 if nothing is kept.
     pub(super) trash_retention_ns: i64,
     /// Versions that can be restored.
@@ -59,8 +59,8 @@ pub struct State {
 
     /// A chunk is here exactly while it has references.
     pub(super) chunks: OrdMap<ChunkId, Chunk>,
-    /// Index of the chunks' replicas.
-    pub(super) chunks_by_node: OrdSet<(NodeId, ChunkId)>,
+    /// Index of the chunks' replicas: see `holders`.
+    pub(super) chunks_by_node: OrdMap<NodeId, OrdSet<u32>>,
     /// Copies to be deleted, with their bytes where they are known.
     pub(super) doomed: OrdMap<(NodeId, ChunkId), u32>,
     /// Index of `doomed`: figures of each node that has some.
@@ -107,7 +107,7 @@ impl Default for State {
             xattrs: None,
             place: None,
         };
-        Self { inodes: OrdMap::unit(InodeId::ROOT, Arc::new(root)), ..Self::empty() }
+        Self { inodes: OrdMap::unit(InodeId::ROOT, Shared::new(root)), ..Self::empty() }
     }
 }
 
@@ -138,7 +138,7 @@ impl State {
             pending_by_ino: OrdSet::new(),
             pending_by_session: OrdSet::new(),
             chunks: OrdMap::new(),
-            chunks_by_node: OrdSet::new(),
+            chunks_by_node: OrdMap::new(),
             doomed: OrdMap::new(),
             doomed_on: OrdMap::new(),
             endangered: OrdSet::new(),
@@ -267,7 +267,7 @@ impl State {
     }
 
     pub(super) fn inode_mut(&mut self, ino: InodeId) -> Option<&mut Inode> {
-        self.inodes.get_mut(&ino).map(Arc::make_mut)
+        self.inodes.get_mut(&ino).map(Shared::make_mut)
     }
 
     /// Changes an inode: `change` and a new generation. An inode that is not there is left alone.

@@ -2,6 +2,7 @@
 
 mod chunks;
 mod events;
+mod deletion;
 mod files;
 mod lab;
 mod model;

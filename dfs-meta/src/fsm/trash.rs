@@ -20,7 +20,7 @@ use dfs_common::{ErrorCode, FileId, InodeId};
 use super::{
     command::{Outcome, Refusal, Reply},
     name::Name,
-    record::{Body, Inode, Origin, Trashed},
+    record::{Body, Inode, Origin, Shared, Trashed},
     state::State,
     version::{Standing, seconds},
 };
@@ -143,8 +143,8 @@ impl State {
             xattrs: entry.xattrs.clone(),
             place: None,
         };
-        self.inodes.insert(ino, Arc::new(inode));
-        if let Some(version) = self.versions.get_mut(&id).map(Arc::make_mut) {
+        self.inodes.insert(ino, Shared::new(inode));
+        if let Some(version) = self.versions.get_mut(&id).map(Shared::make_mut) {
             (version.ino, version.published_s) = (ino, seconds(now_ns));
         }
         self.move_version(id, Standing::Trashed, Standing::Current);

@@ -9,7 +9,7 @@
 //! Each publication has its own file id, because a version that was handed to a reader never changes: the first one is the
 //! pending version's id, the later ones are hashes of it and a counter.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use dfs_common::{
     ChunkId, ErrorCode, FileId, InodeId, SessionId, SetAttr,
@@ -20,7 +20,7 @@ use imbl::OrdSet;
 
 use super::{
     command::{CommittedChunk, Outcome, Refusal, Reply},
-    record::{Body, Origin, Pending, Reason, Version},
+    record::{Body, Origin, Pending, Reason, Shared, Version},
     state::State,
 };
 
@@ -194,7 +194,7 @@ impl State {
         let (ino, chunk_size, publications) = (pending.ino, pending.chunk_size, pending.publications);
         let chunks = content.chunks.iter().map(|chunk| chunk.chunk).collect();
         let published_s = seconds(now_ns);
-        self.versions.insert(id, Arc::new(Version { ino, size: content.size, chunk_size, published_s, chunks }));
+        self.versions.insert(id, Shared::new(Version { ino, size: content.size, chunk_size, published_s, chunks }));
         // New references before old ones go: a shared chunk must never be without one.
         for chunk in content.chunks {
             self.change_chunk(chunk.chunk, |chunk| chunk.published += 1);
@@ -284,7 +284,7 @@ impl State {
         if known.is_none() && chunk.replicas.is_empty() {
             return Err("it is unknown and names no nodes that hold it".to_owned());
         }
-        let mut copies: Replicas = known.map(|known| known.replicas.clone()).unwrap_or_default();
+        let mut copies: Replicas = known.map(|known| known.replicas.iter().copied().collect()).unwrap_or_default();
         copies.extend(chunk.replicas.iter().copied().filter(|node| self.may_hold(*node, chunk.chunk)));
         copies.sort_unstable();
         copies.dedup();

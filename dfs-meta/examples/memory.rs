@@ -9,7 +9,7 @@ use std::{
     io::{BufReader, BufWriter, Write},
     path::Path,
     process::Command as Process,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -42,6 +42,13 @@ fn resident() -> Result<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
     let pages: u64 = statm.split(' ').nth(1).context("statm")?.parse()?;
     Ok(pages * 4096)
+}
+
+/// Seconds that this process has had a processor.
+fn on_processor() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/self/schedstat")?;
+    let ns: f64 = text.split(' ').next().context("schedstat")?.parse()?;
+    Ok(ns / 1e9)
 }
 
 /// Applies commands as the leader would: gathered, with a clock that runs.
@@ -148,9 +155,11 @@ fn measure(files: u64) -> Result<()> {
     }
     machine.flush()?;
     let elapsed = started.elapsed();
+    let busy = on_processor()?;
     let grown = resident()? - before;
     println!("{:<44} {:>10}", format!("memory for each of {files} files, bytes"), grown / files);
     rate("commands that make files", machine.applied, elapsed);
+    rate("  of time on a processor", machine.applied, Duration::from_secs_f64(busy));
 
     let path = std::env::temp_dir().join(format!("dfs-meta-memory-{}", std::process::id()));
     let result = snapshot(&machine.state, &path, files);
@@ -179,7 +188,7 @@ fn remove(machine: &mut Machine, parents: &[InodeId], numbers: std::ops::Range<u
     machine.flush()
 }
 
-fn rate(what: &str, count: u64, elapsed: std::time::Duration) {
+fn rate(what: &str, count: u64, elapsed: Duration) {
     println!("{:<44} {:>10.0}", format!("{what}, per second"), count as f64 / elapsed.as_secs_f64());
 }
 
@@ -201,6 +210,7 @@ fn load(path: &Path, files: u64) -> Result<()> {
     let started = Instant::now();
     let state = State::read_snapshot(&mut BufReader::with_capacity(1 << 20, File::open(path)?))?;
     println!("{:<44} {:>10.2}", "snapshot read in, s", started.elapsed().as_secs_f64());
+    println!("{:<44} {:>10.2}", "  of these on a processor, s", on_processor()?);
     let grown = resident()? - before;
     println!("{:<44} {:>10}", "memory for each file after a start, bytes", grown / files);
     ensure!(state.counters().chunks == files, "{:?}", state.counters());

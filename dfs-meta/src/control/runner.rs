@@ -438,5 +438,5 @@ fn oldest_trash(state: &State, bytes: u64, limit: usize) -> (Vec<FileId>, u64) {
 
 pub(super) fn need(state: &State, chunk: ChunkId) -> Option<Need> {
     let found = state.chunk(chunk)?;
-    Some(Need { chunk, length: found.length, sha256: found.sha256, holders: found.replicas.clone() })
+    Some(Need { chunk, length: found.length, sha256: found.sha256, holders: found.replicas.iter().copied().collect() })
 }

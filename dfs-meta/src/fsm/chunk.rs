@@ -147,8 +147,8 @@ impl State {
     /// lists, they wait for their grace time, in which a resumed upload may list them again.
     pub(super) fn forget_chunk(&mut self, id: ChunkId) {
         let Some(chunk) = self.chunks.remove(&id) else { return };
-        for node in chunk.replicas {
-            self.chunks_by_node.remove(&(node, id));
+        for node in chunk.replicas.iter().copied() {
+            self.unindex_copy(node, id);
             self.count_on_node(node, chunk.length, false);
         }
     }

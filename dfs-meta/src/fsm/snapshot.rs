@@ -307,8 +307,49 @@ struct OpenVersion {
     version: Version,
 }
 
+/// Records of one kind that wait to be put into their map.
+///
+/// They come sorted, and a tree that is filled from left to right splits each node in its middle and never comes back to the
+/// left half: every node stays half empty. Two thirds of a run go in first and fill nodes to the half, the rest falls between
+/// them and fills them to three quarters, about what a tree of random insertions has, so that it grows from there as any other.
+struct Run<T>(Vec<T>);
+
+/// Records of a run: many nodes of a tree, little memory.
+const RUN: usize = 3 * 1024;
+
+impl<T> Run<T> {
+    /// The records in the order in which they go in, once there are enough of them or `end` says that no more follow.
+    fn take(&mut self, end: bool) -> Vec<T> {
+        if self.0.len() < RUN && !end {
+            return Vec::new();
+        }
+        let mut second = Vec::with_capacity(self.0.len() / 3);
+        let mut first = Vec::with_capacity(self.0.len());
+        for (at, record) in self.0.drain(..).enumerate() {
+            if at % 3 == 2 { second.push(record) } else { first.push(record) }
+        }
+        first.append(&mut second);
+        first
+    }
+}
+
+impl<T> Default for Run<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+#[derive(Default)]
+struct Runs {
+    inodes: Run<(InodeId, Shared<Inode>)>,
+    dentries: Run<(InodeId, Name, InodeId)>,
+    chunks: Run<(ChunkId, Chunk)>,
+    versions: Run<(FileId, Version)>,
+}
+
 struct Input {
     state: State,
+    runs: Runs,
     /// Slots of one version come right behind it, so that its list is built in place.
     open: Option<OpenVersion>,
 }
@@ -326,7 +367,7 @@ impl State {
         if found != FORMAT {
             return Err(SnapshotError::Format { found });
         }
-        let mut input = Input { state: Self::empty(), open: None };
+        let mut input = Input { state: Self::empty(), runs: Runs::default(), open: None };
         let mut buffer = Vec::new();
         for index in 0.. {
             source.read_exact(&mut word)?;
@@ -361,6 +402,7 @@ impl Input {
         if !matches!(record, Record::Slots { .. }) {
             self.close_version()?;
         }
+        self.put_in(Some(&record))?;
         let state = &mut self.state;
         match record {
             Record::Header { cluster_id, settings, next_ino, next_session, next_node, trash_retention_ns } => {
@@ -385,13 +427,13 @@ impl Input {
             }
             Record::Inode { ino, inode } => {
                 ensure(ino.0 < state.next_ino, "an inode of a number not given yet")?;
-                ensure(state.inodes.insert(ino, inode).is_none(), "an inode twice")
+                self.runs.inodes.0.push((ino, inode));
+                Ok(())
             }
             Record::Dentry { parent, name, ino } => {
                 ensure(state.directory(parent).is_ok(), "an entry of something that is no directory")?;
                 ensure(state.inodes.contains_key(&ino), "an entry without its inode")?;
-                ensure(state.published(parent, &name).is_none(), "an entry twice")?;
-                state.insert_dentry(parent, name, ino);
+                self.runs.dentries.0.push((parent, name, ino));
                 Ok(())
             }
             Record::Unpublished { ino, session } => {
@@ -408,7 +450,7 @@ impl Input {
             }
             Record::Chunk { id, length, sha256, replicas } => self.take_chunk(id, length, sha256, replicas),
             Record::Version { id, ino, size, chunk_size, published_s, freed_ns } => {
-                ensure(chunk_size > 0 && !state.versions.contains_key(&id), "a version twice or of no chunk size")?;
+                ensure(chunk_size > 0, "a version of no chunk size")?;
                 let version = Version { ino, size, chunk_size, published_s, chunks: SmallVec::new() };
                 self.open = Some(OpenVersion { id, freed_ns, version });
                 Ok(())
@@ -477,12 +519,12 @@ impl Input {
         for node in &replicas {
             let holder = state.nodes.get(node).ok_or("a copy without its node")?;
             live += u32::from(counts_as_live(holder.state));
-            state.index_copy(*node, id);
             state.count_on_node(*node, length, true);
         }
         let replicas = replicas.into_vec().into();
         let chunk = Chunk { length, sha256, replicas, live, published: 0, trashed: 0, garbage: 0, held: 0 };
-        ensure(state.chunks.insert(id, chunk).is_none(), "a chunk twice")
+        self.runs.chunks.0.push((id, chunk));
+        Ok(())
     }
 
     fn take_held(&mut self, id: FileId, chunks: &[ChunkId]) -> Taken {
@@ -516,12 +558,34 @@ impl Input {
             state.garbage.insert(id, freed_ns);
             state.garbage_by_age.insert((freed_ns, id));
         }
-        state.versions.insert(id, Shared::new(version));
+        self.runs.versions.0.push((id, version));
+        Ok(())
+    }
+
+    /// Puts the runs that are long enough, or that `next` does not go on with, into their maps.
+    fn put_in(&mut self, next: Option<&Record>) -> Taken {
+        let state = &mut self.state;
+        for (ino, inode) in self.runs.inodes.take(!matches!(next, Some(Record::Inode { .. }))) {
+            ensure(state.inodes.insert(ino, inode).is_none(), "an inode twice")?;
+        }
+        for (parent, name, ino) in self.runs.dentries.take(!matches!(next, Some(Record::Dentry { .. }))) {
+            ensure(state.published(parent, &name).is_none(), "an entry twice")?;
+            state.insert_dentry(parent, name, ino);
+        }
+        for (id, chunk) in self.runs.chunks.take(!matches!(next, Some(Record::Chunk { .. }))) {
+            chunk.replicas.iter().for_each(|node| state.index_copy(*node, id));
+            ensure(state.chunks.insert(id, chunk).is_none(), "a chunk twice")?;
+        }
+        let is_version = matches!(next, Some(Record::Version { .. } | Record::Slots { .. }));
+        for (id, version) in self.runs.versions.take(!is_version) {
+            ensure(state.versions.insert(id, Shared::new(version)).is_none(), "a version twice")?;
+        }
         Ok(())
     }
 
     fn finish(mut self) -> Result<State, &'static str> {
         self.close_version()?;
+        self.put_in(None)?;
         let mut state = self.state;
         ensure(state.directory(InodeId::ROOT).is_ok(), "no root")?;
         ensure(state.chunks.values().all(|chunk| chunk.refs() > 0), "a chunk without references")?;

@@ -101,7 +101,7 @@ impl World {
         }
         let file_id = self.writers[at].file_id;
         self.files.insert(n, file_id);
-        if raw[3] % 2 == 0 {
+        if raw[3].is_multiple_of(2) {
             self.mail.push(Command::CommitChunks { receipts: vec![receipt(n, &nodes, file_id)] });
         }
         self.writers[at].chunks.push((n, nodes));
@@ -117,7 +117,8 @@ impl World {
         let from = usize::from(raw[2] % 3).min(writer.chunks.len());
         writer.chunks.drain(..from);
         let chunks: Vec<_> = writer.chunks.iter().map(|(n, nodes)| stored(*n, nodes)).collect();
-        let (op, session, done) = (commit(writer.file_id, &chunks, raw[3] % 2 == 0), writer.session, raw[3] % 2 == 0);
+        let (op, session, done) =
+            (commit(writer.file_id, &chunks, raw[3].is_multiple_of(2)), writer.session, raw[3].is_multiple_of(2));
         let published = self.lab.run(session, op);
         if published.is_err() || done {
             self.writers.remove(at);
@@ -127,7 +128,7 @@ impl World {
     fn take_from_trash(&mut self, raw: Raw, session: SessionId, name: &str) {
         let trash: Vec<FileId> = self.lab.state.trash_by_age().map(|(_, id)| id).collect();
         let Some(id) = trash.get(usize::from(raw[3]) % trash.len().max(1)).copied() else { return };
-        if raw[4] % 3 == 0 {
+        if raw[4].is_multiple_of(3) {
             let name = name.as_bytes().to_vec();
             drop(self.lab.run(session, Op::Restore { file_id: id, parent: ROOT, name }));
         } else {
@@ -169,7 +170,7 @@ impl World {
             return;
         }
         let at = usize::from(raw[1]) % self.mail.len();
-        let command = if raw[2] % 4 == 0 { self.mail[at].clone() } else { self.mail.remove(at) };
+        let command = if raw[2].is_multiple_of(4) { self.mail[at].clone() } else { self.mail.remove(at) };
         self.lab.must(command);
     }
 
@@ -183,7 +184,7 @@ impl World {
     }
 
     fn crash(&mut self, raw: Raw, node: u32) {
-        if raw[3] % 3 == 0 {
+        if raw[3].is_multiple_of(3) {
             let number = usize::from(raw[1] % 2);
             let session = self.sessions[number];
             self.lab.must(Command::CloseSession { session });

@@ -1,8 +1,8 @@
 //! Tests of the state machine: rules by name in the files beside, everything at once against a model in `model`.
 
 mod chunks;
-mod events;
 mod deletion;
+mod events;
 mod files;
 mod lab;
 mod model;

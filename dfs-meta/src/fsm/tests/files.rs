@@ -258,6 +258,8 @@ fn a_session_that_ends_takes_what_it_did_not_publish_along() {
     assert_eq!(lab.state.counters().pending, 0);
     assert_eq!(lab.names(b, ROOT), ["f"]);
     assert_eq!(lab.content(file), [1]);
-    assert_eq!((lab.doomed(1), lab.doomed(2)), (vec![5], vec![6]));
+    // A resumed upload may list them again: they wait for their grace time as copies that no version lists.
+    assert!(lab.state.chunk(chunk_id(5)).is_none() && lab.state.chunk(chunk_id(6)).is_none());
+    assert_eq!((lab.doomed(1), lab.doomed(2)), (vec![], vec![]));
     lab.ok(b, create_exclusive(ROOT, "g", file_id(70)));
 }

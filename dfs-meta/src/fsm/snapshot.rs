@@ -24,7 +24,9 @@ use super::{
     command::{Outcome, RepairLimits, Settings},
     event::{Event, EventLog},
     name::Name,
-    record::{Body, Chunk, Inode, Node, Origin, Pending, Session, Shared, Trashed, Unpublished, Version, counts_as_live},
+    record::{
+        Body, Chunk, Inode, Node, Origin, Pending, Session, Shared, Trashed, Unpublished, Version, counts_as_live,
+    },
     restore::Restored,
     state::State,
     version::Standing,

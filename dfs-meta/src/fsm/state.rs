@@ -12,7 +12,9 @@ use super::{
     command::{Batch, Command, Op, Outcome, Refusal, RepairLimits, Reply, Settings},
     event::{EventLog, Fact},
     name::Name,
-    record::{Body, Chunk, Counters, DoomedOn, Inode, Node, Origin, Pending, Session, Shared, Trashed, Unpublished, Version},
+    record::{
+        Body, Chunk, Counters, DoomedOn, Inode, Node, Origin, Pending, Session, Shared, Trashed, Unpublished, Version,
+    },
     restore::Restored,
     risk::Risk,
     trash::Cursor,

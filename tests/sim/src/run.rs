@@ -341,7 +341,7 @@ impl Run {
                 return Some(format!("version {version} is not released"));
             }
             let doomed =
-                state.nodes().find_map(|node| state.doomed(node.id, None).next().map(|chunk| (node.id, chunk)));
+                present(state).find_map(|node| state.doomed(node.id, None).next().map(|chunk| (node.id, chunk)));
             doomed.map(|(node, chunk)| format!("chunk {chunk} is to be deleted on node {node}"))
         });
         trouble.or_else(|| leader.peek(|state| self.disks_differ(state)))

@@ -47,7 +47,12 @@ impl FromStr for Peer {
 
 /// A metadata node of dfs: keeps the file tree and knows where the chunks are.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "dfs-meta", version)]
+#[command(
+    name = "dfs-meta",
+    version,
+    after_help = "While no node runs on a data directory: `dfs-meta restore --help` makes one from a backup, `dfs-meta rescue --help` \
+                  makes the last node that is left the only one."
+)]
 pub struct Config {
     /// TOML file with values for these options
     #[arg(long, env = "DFS_META_CONFIG", value_name = "FILE")]

@@ -224,7 +224,7 @@ impl State {
         (on.copies, on.bytes) = (on.copies + 1, on.bytes + u64::from(length));
     }
 
-    pub(super) fn remove_doomed(&mut self, node: NodeId, id: ChunkId) -> bool {
+    fn remove_doomed(&mut self, node: NodeId, id: ChunkId) -> bool {
         let Some(length) = self.doomed.remove(&(node, id)) else { return false };
         if let Some(on) = self.doomed_on.get_mut(&node) {
             (on.copies, on.bytes) = (on.copies - 1, on.bytes - u64::from(length));

@@ -42,14 +42,9 @@ impl State {
     /// Makes this, the state as of entry `index`, the first one of a cluster that goes on from it. Not a command: it happens
     /// while nobody serves.
     pub(crate) fn go_on_from(&mut self, index: u64, restored: Restored) {
-        let doomed = self.doomed.clone();
+        // What they were writing becomes unknown chunks, which are kept: it may have been published since.
         let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
         sessions.into_iter().for_each(|session| self.end_session(restored.done_ns, session));
-        // Chunks of files that were being written may have been published since: they become unknown ones instead.
-        let freed: Vec<_> = self.doomed.keys().filter(|copy| !doomed.contains_key(*copy)).copied().collect();
-        for (node, chunk) in freed {
-            self.remove_doomed(node, chunk);
-        }
         self.next_ino += NUMBERS_SKIPPED;
         self.next_session += NUMBERS_SKIPPED;
         self.next_node = self.next_node.saturating_add(NODES_SKIPPED);

@@ -52,6 +52,8 @@ const NEAR: u64 = 64;
 const AGREED: Duration = Duration::from_secs(15);
 /// One question to another node.
 const HELLO: Duration = Duration::from_secs(1);
+/// A node that is to be added must answer within this time.
+const PRESENT: Duration = Duration::from_secs(5);
 /// How often a node without a leader asks whether it is still a member.
 const ASK: Duration = Duration::from_secs(1);
 /// The same while there is a leader: only to notice members that have moved.
@@ -247,12 +249,21 @@ fn check_identity(now: &Now, new: &Member, known: Option<&MetaNode>, leaves: Opt
 /// Asks the node that is to be added whether it may be.
 async fn check_candidate(core: &Core, new: &Member) -> Result<HelloResponse, RpcError> {
     let Member { name, address, .. } = new;
-    let answer = core.peers.at(address).hello(hello(core), HELLO).await.map_err(|error| {
-        let why = format!(
-            "nothing answers at {address} ({error}): start `dfs-meta --name {name} --advertise {address} --join ...` there first"
-        );
-        refused(ErrorCode::TimedOut, why)
-    })?;
+    let begun = Instant::now();
+    let answer = loop {
+        match core.peers.at(address).hello(hello(core), HELLO).await {
+            Ok(answer) => break answer,
+            // It may be starting.
+            Err(_) if begun.elapsed() < PRESENT => tokio::time::sleep(LOOK).await,
+            Err(error) => {
+                let why = format!(
+                    "nothing answers at {address} ({error}): start `dfs-meta --name {name} --advertise {address} --join ...` \
+                     there first"
+                );
+                return Err(refused(ErrorCode::TimedOut, why));
+            }
+        }
+    };
     if (answer.raft_id, answer.name.as_str()) != (new.raft_id, name.as_str()) {
         let why = format!("at {address} is {}, not {name}: check name and address", answer.name);
         return Err(refused(ErrorCode::WrongNode, why));

@@ -21,6 +21,7 @@
 //! has just started owes its silence to the same leader, so the mark waives that too.
 
 use std::{
+    cmp::Reverse,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -48,29 +49,43 @@ pub(crate) async fn hand_over(core: &Arc<Core>, heir: Option<RaftId>) -> Result<
     let me = core.settings.me.raft_id;
     let reachable = |id: RaftId| core.peers.silent(id).is_some_and(|silent| silent < core.settings.vote_silence());
     let voters = || membership.voter_ids().filter(|id| *id != me);
-    let heir = match heir {
+    let heirs = match heir {
         Some(id) if id == me => return Ok((me, Duration::ZERO)),
         Some(id) if !voters().any(|voter| voter == id) => {
             return Err(RpcError::new(ErrorCode::InvalidArgument, "only a member that votes can lead"));
         }
         Some(id) if !reachable(id) => return Err(unavailable("the node that should lead does not answer")),
-        Some(id) => id,
+        Some(id) => vec![id],
         None => {
-            let best = voters().filter(|id| reachable(*id)).max_by_key(|id| matched(core, *id));
-            best.ok_or_else(|| unavailable("no other metadata node that votes answers"))?
+            let mut all: Vec<_> = voters().filter(|id| reachable(*id)).collect();
+            all.sort_by_key(|id| Reverse(matched(core, *id)));
+            all
         }
     };
-    let node = membership.membership().get_node(&heir).cloned().unwrap_or_default();
-    tracing::info!(to = node.name, "handing the leadership over");
     core.handing_over.send_replace(true);
     let begun = Instant::now();
-    let done = give(core, vote, heir, &node).await;
-    core.handing_over.send_replace(false);
-    match &done {
-        Ok(()) => tracing::info!(to = node.name, pause = ?begun.elapsed(), "the leadership was handed over"),
-        Err(error) => tracing::warn!(to = node.name, %error, "the leadership was not handed over"),
+    let mut done = Err(unavailable("no other metadata node that votes answers"));
+    for heir in heirs {
+        let node = membership.membership().get_node(&heir).cloned().unwrap_or_default();
+        tracing::info!(to = node.name, "handing the leadership over");
+        match give(core, vote, heir, &node).await {
+            Ok(()) => {
+                tracing::info!(to = node.name, pause = ?begun.elapsed(), "the leadership was handed over");
+                done = Ok((heir, begun.elapsed()));
+                break;
+            }
+            // It may have died a moment ago, as when a whole cluster is stopped.
+            Err(error) => {
+                tracing::info!(to = node.name, %error, "the leadership was not handed over");
+                done = Err(error);
+            }
+        }
+        if lease::leading(core).is_none() {
+            break;
+        }
     }
-    done.map(|()| (heir, begun.elapsed()))
+    core.handing_over.send_replace(false);
+    done
 }
 
 async fn give(core: &Arc<Core>, vote: Vote, heir: RaftId, node: &MetaNode) -> Result<(), RpcError> {

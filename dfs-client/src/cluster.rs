@@ -147,16 +147,17 @@ impl Cluster {
         let timeout = self.options.rpc_timeout.min(deadline.saturating_duration_since(Instant::now()));
         let answer = tokio::time::timeout(timeout, method(channel, request));
         tokio::pin!(answer);
-        tokio::select! {
-            biased;
-            answer = &mut answer => return flatten(answer, timeout),
-            () = tokio::time::sleep(PROBE_AFTER) => self.probe(seen),
-        }
-        tokio::select! {
-            biased;
-            answer = &mut answer => flatten(answer, timeout),
-            leader = self.endpoints.proven_other(seen) => {
-                Err(RpcError::new(ErrorCode::Indeterminate, format!("no answer, and {leader} leads now")))
+        let proven = self.endpoints.proven_other(seen);
+        tokio::pin!(proven);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return flatten(answer, timeout),
+                leader = &mut proven => {
+                    return Err(RpcError::new(ErrorCode::Indeterminate, format!("no answer, and {leader} leads now")));
+                }
+                // Again and again: when the first round asks, the others may not have elected anybody yet.
+                () = tokio::time::sleep(PROBE_AFTER) => self.probe(seen),
             }
         }
     }

@@ -232,8 +232,9 @@ fn a_paused_leader_costs_an_election_and_nothing_else() -> Result<()> {
                 let status: Value = serde_json::from_str(&status.stdout).ok()?;
                 status["meta"]["leader"].as_str().filter(|now| !now.is_empty() && *now != leader).map(str::to_owned)
             })?;
-            // At default timings; a loaded machine is no reason to fail, a pause that is merely sat out is one.
-            ensure!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+            // At default timings it takes about one second; the rest is for a loaded machine. A client that waits for its
+            // call's timeout would take longer.
+            ensure!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
             println!("{next} leads {:?} after {leader} was paused", begun.elapsed());
             while begun.elapsed() < Duration::from_secs(10) {
                 thread::sleep(Duration::from_millis(100));

@@ -4,7 +4,7 @@
 //! grow by one and are never reused; times are the leader's clock and never fall. An event is a [`Fact`] with fields of fixed
 //! types; its words are made when it is shown.
 //!
-//! What a command does itself is recorded while it is applied ([`State::event`]). What only the leader sees (a repaired
+//! What a command does itself is recorded while it is applied (`State::event`). What only the leader sees (a repaired
 //! chunk, a finished scrub) is proposed by `control::events`, gathered, so that a storm costs one entry a second.
 //!
 //! Facts are stored with postcard: variants and fields are only ever appended.

@@ -1,7 +1,7 @@
 //! What the next failure would cost: for each storage node, the chunks of files whose only live copy is on it, and those
 //! that would have one left without it.
 //!
-//! The figures are kept with every change of a chunk (see [`State::change_chunk`]), never counted by a scan. Chunks with three
+//! The figures are kept with every change of a chunk (see `State::change_chunk`), never counted by a scan. Chunks with three
 //! live copies or more, which is nearly all of them nearly always, cost nothing here.
 
 use dfs_common::{NodeId, layout::Replicas};

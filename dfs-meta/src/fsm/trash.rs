@@ -8,7 +8,7 @@
 //!
 //! What is in the trash keeps its wanted number of copies. Two rules keep programs that write all the time from filling it:
 //! - of what one open file publishes, flush by flush, only the state before the opening is kept;
-//! - content that was current for less than [`YOUNG_S`] is kept only while the trash has fewer than [`YOUNG_MAX`] entries of
+//! - content that was current for less than `YOUNG_S` is kept only while the trash has fewer than `YOUNG_MAX` entries of
 //!   the same path.
 //!
 //! A version that leaves the trash is garbage since it came in, not since it left: nobody can have opened it since.

@@ -20,6 +20,7 @@ mod runner;
 pub mod sessions;
 pub mod settings;
 mod soft;
+mod space;
 pub mod trim;
 
 use std::{
@@ -273,7 +274,7 @@ impl Handle {
         }
         if state == NodeState::Alive {
             self.lead(|soft, now| {
-                soft.detector.returned(node, now);
+                self.note_return(soft, node, now);
                 if from == NodeState::Dead {
                     soft.inventories.restart(node, now);
                 }

@@ -114,17 +114,18 @@ impl Detector {
         self.nodes.entry(node).or_default().left = true;
     }
 
-    /// `node`, which was suspect or dead, is alive again.
-    pub fn returned(&mut self, node: NodeId, now: Instant) {
+    /// `node`, which was suspect or dead, is alive again. Returns how often it came back lately if it is *flapping* now, which
+    /// means that placements avoid it for a while.
+    pub fn returned(&mut self, node: NodeId, now: Instant) -> Option<u32> {
         let suspect = self.timing.suspect;
         let watch = self.nodes.entry(node).or_default();
         let rested = watch.returned.is_some_and(|at| now.saturating_duration_since(at) > FLAP_REST);
         watch.returns = if rested { 1 } else { watch.returns.saturating_add(1) };
         watch.returned = Some(now);
-        if let Some(flaps) = watch.returns.checked_sub(FLAPS_FREE + 1) {
-            let hold = (suspect * HOLD_FIRST).saturating_mul(1 << flaps.min(16)).min(HOLD_MAX);
-            watch.held_until = Some(now + hold);
-        }
+        let flaps = watch.returns.checked_sub(FLAPS_FREE + 1)?;
+        let hold = (suspect * HOLD_FIRST).saturating_mul(1 << flaps.min(16)).min(HOLD_MAX);
+        watch.held_until = Some(now + hold);
+        Some(watch.returns)
     }
 
     /// Whether `node` has come back so often lately that nothing new should be placed on it while there is a choice.

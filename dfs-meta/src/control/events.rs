@@ -113,6 +113,17 @@ impl Handle {
         }
     }
 
+    /// Enters a changed setting into the event log; nothing if it is as it was.
+    pub fn setting_changed(&self, name: &str, from: u64, to: u64) {
+        if from != to {
+            self.record_event(Fact::SettingChanged {
+                name: name.to_owned(),
+                from: from.to_string(),
+                to: to.to_string(),
+            });
+        }
+    }
+
     /// Proposes what was recorded, until `cancel`.
     pub(super) async fn propose_events(&self, cancel: &CancellationToken) {
         loop {

@@ -8,7 +8,10 @@
 //! A difference is acknowledged only after what follows from it was agreed on, so a node repeats it until then. Orders are
 //! derived anew for each answer: a lost answer loses nothing.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use dfs_common::{ChunkId, ErrorCode, NodeId, Uuid, node::NodeState};
 use dfs_proto::status::RpcError;
@@ -18,7 +21,8 @@ use super::{
     detector::Accuser,
     inventory::{self, Held, Page},
     repair::Job,
-    soft::Report,
+    soft::{Report, Soft},
+    space,
     trim::Ready,
 };
 use crate::fsm::{Command, Fact, Reply, Settings, State};
@@ -146,8 +150,9 @@ impl Handle {
         };
         self.lead(|soft, now| {
             if was_away {
-                soft.detector.returned(node, now);
+                self.note_return(soft, node, now);
             }
+            self.note_space(soft, node, capacity_bytes, used_bytes);
             soft.heard(node, Report { capacity_bytes, used_bytes, chunk_count, active_streams: 0 }, now);
             soft.inventories.restart(node, now);
         })?;
@@ -239,9 +244,36 @@ impl Handle {
             .raft
             .peek(|state| beat.unreachable.iter().copied().filter(|id| state.node(*id).is_some()).collect());
         self.lead(|soft, now| {
+            self.note_space(soft, node, capacity_bytes, used_bytes);
             soft.heard(node, Report { capacity_bytes, used_bytes, chunk_count, active_streams }, now);
             accused.iter().for_each(|peer| soft.detector.accuse(*peer, Accuser::Node(node), now));
         })
+    }
+
+    /// A node that was away is back: it goes into the event log if it comes and goes.
+    pub(super) fn note_return(&self, soft: &mut Soft, node: NodeId, now: Instant) {
+        if let Some(times) = soft.detector.returned(node, now) {
+            tracing::warn!(%node, times, "storage node comes and goes: nothing new is placed on it for a while");
+            self.record_event(Fact::NodeFlapping { node, times: times.into() });
+        }
+    }
+
+    /// Whether a node has become nearly full, or has room again, since its last report to this leader.
+    fn note_space(&self, soft: &mut Soft, node: NodeId, capacity_bytes: u64, used_bytes: u64) {
+        let was_low = soft.low_on_space.contains(&node);
+        match space::is_low(was_low, used_bytes, capacity_bytes) {
+            true if !was_low => {
+                soft.low_on_space.insert(node);
+                tracing::info!(%node, used_bytes, capacity_bytes, "storage node is nearly full");
+                self.record_event(Fact::SpaceLow { node, used_bytes, capacity_bytes });
+            }
+            false if was_low => {
+                soft.low_on_space.remove(&node);
+                tracing::info!(%node, used_bytes, capacity_bytes, "storage node has room again");
+                self.record_event(Fact::SpaceRecovered { node, used_bytes, capacity_bytes });
+            }
+            _ => {}
+        }
     }
 
     async fn take_difference(&self, beat: &Heartbeat) -> Result<(), RpcError> {

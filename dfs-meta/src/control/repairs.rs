@@ -197,6 +197,9 @@ impl Handle {
             self.apply(Command::SetRepairLimits { limits: new }).await?;
             let RepairLimits { streams_per_node, streams_total, bytes_per_s } = new;
             tracing::info!(streams_per_node, streams_total, bytes_per_s, "limits of repair were changed");
+            self.setting_changed("repair-streams-per-node", limits.streams_per_node.into(), streams_per_node.into());
+            self.setting_changed("repair-streams-total", limits.streams_total.into(), streams_total.into());
+            self.setting_changed("repair-bytes-per-s", limits.bytes_per_s, bytes_per_s);
             self.inner.finished.notify_one();
         }
         Ok(new)

@@ -165,6 +165,9 @@ impl Handle {
                 {
                     let repair::progress::Made { chunks, bytes, took } = made;
                     tracing::info!(copies = chunks, bytes, ?took, "every chunk has all its copies again");
+                    let to_ns = unix_now_ns();
+                    let from_ns = to_ns.saturating_sub(i64::try_from(took.as_nanos()).unwrap_or(i64::MAX));
+                    self.record_event(Fact::RepairDone { chunks, bytes, from_ns, to_ns });
                 }
             });
         })?;
@@ -197,9 +200,11 @@ impl Handle {
                 bytes,
                 "space is short: the oldest trash is given up before its time"
             );
-            let count = file_ids.len() as u64;
-            self.apply(Command::DropTrash { file_ids }).await?;
-            self.lead(|soft, now| soft.trash_given_up(count, now))?;
+            if let Reply::TrashDropped { versions, bytes } = self.apply(Command::DropTrash { file_ids }).await? {
+                self.lead(|soft, now| soft.trash_given_up(versions, now))?;
+                let reason = "space was short".to_owned();
+                self.record_event(Fact::TrashFreedEarly { versions, bytes, reason });
+            }
             lacking = lacking.saturating_sub(bytes);
         }
         Ok(())

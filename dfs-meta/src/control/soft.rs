@@ -1,7 +1,7 @@
 //! What one leadership knows beyond the replicated state.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -58,6 +58,8 @@ pub(super) struct Soft {
     pub(super) unknown: UnknownChunks,
     pub(super) inventories: Inventories,
     pub(super) reports: HashMap<NodeId, Report>,
+    /// Nodes that were nearly full when they last reported.
+    pub(super) low_on_space: BTreeSet<NodeId>,
     /// Bad and superfluous copies that left the record, to be deleted while this many live ones are recorded.
     pub(super) evictions: BTreeMap<(NodeId, ChunkId), u32>,
     pub(super) cursors: Cursors,
@@ -84,6 +86,7 @@ impl Soft {
             unknown: UnknownChunks::default(),
             inventories: Inventories::new(term << 32),
             reports: HashMap::new(),
+            low_on_space: BTreeSet::new(),
             evictions: BTreeMap::new(),
             cursors: Cursors::default(),
             pinned: Pinned::default(),
@@ -180,5 +183,6 @@ impl Soft {
         self.detector.retain(known);
         self.inventories.retain(known);
         self.reports.retain(|id, _| known(*id));
+        self.low_on_space.retain(|id| known(*id));
     }
 }

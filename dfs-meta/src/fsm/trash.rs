@@ -19,6 +19,7 @@ use dfs_common::{ErrorCode, FileId, InodeId};
 
 use super::{
     command::{Outcome, Refusal, Reply},
+    event::Fact,
     name::Name,
     record::{Body, Inode, Origin, Shared, Trashed},
     state::State,
@@ -150,6 +151,8 @@ impl State {
         self.move_version(id, Standing::Trashed, Standing::Current);
         self.insert_dentry(parent, Name::from_slice(name), ino);
         self.entries_changed(now_ns, parent);
+        let bytes = self.versions.get(&id).map_or(0, |version| version.size);
+        self.event(now_ns, Fact::TrashRestored { name: String::from_utf8_lossy(name).into_owned(), bytes });
         Ok(Reply::Mutated { attr: self.attr(ino), file_id: Some(id), existed: false })
     }
 }

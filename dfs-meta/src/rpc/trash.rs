@@ -10,7 +10,7 @@ use dfs_proto::{
 };
 
 use super::{Service, invalid, session::millis};
-use crate::fsm::{Command, Reason, Reply, State, Trashed, trash::Cursor};
+use crate::fsm::{Command, Fact, Reason, Reply, State, Trashed, trash::Cursor};
 
 /// Most entries of one answer, and of one command that gives up entries.
 const PAGE_MAX: usize = 1024;
@@ -65,7 +65,10 @@ impl Service {
         }
         // What left the trash meanwhile is not counted.
         match self.control.apply(Command::DropTrash { file_ids: page.found }).await? {
-            Reply::TrashDropped { versions, bytes } => Ok(v1::EmptyTrashResponse { versions, bytes, next }),
+            Reply::TrashDropped { versions, bytes } => {
+                self.control.record_event(Fact::TrashEmptied { versions, bytes });
+                Ok(v1::EmptyTrashResponse { versions, bytes, next })
+            }
             other => {
                 Err(RpcError::new(dfs_common::ErrorCode::Internal, format!("emptying the trash came to {other:?}")))
             }
@@ -81,7 +84,9 @@ impl Service {
                 return Err(invalid("the trash keeps content for ten years at most"));
             }
             let retention_ns = i64::try_from(request.retention_ms * 1_000_000).unwrap_or(i64::MAX);
+            let old_ms = self.raft.read(retention_ms).await?;
             self.control.apply(Command::SetTrashRetention { retention_ns }).await?;
+            self.control.setting_changed("trash-retention-ms", old_ms, request.retention_ms);
             tracing::info!(retention_ms = request.retention_ms, "the retention of the trash was changed");
         }
         self.raft

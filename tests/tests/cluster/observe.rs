@@ -121,6 +121,8 @@ fn fsck_asks_the_disks_and_starts_the_repair() -> Result<()> {
     let repaired =
         wait::until_some("the repair is in the log", SOON, || events(&cluster, "repair-progress").ok()?.pop())?;
     ensure!(repaired["fields"]["live"] == 2, "{repaired}");
+    let done = wait::until_some("and its end", SOON, || events(&cluster, "repair-done").ok()?.pop())?;
+    ensure!(done["fields"]["chunks"].as_u64().is_some_and(|chunks| chunks > 0), "{done}");
     cluster.finish([])
 }
 

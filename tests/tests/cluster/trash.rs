@@ -29,6 +29,14 @@ fn held(cluster: &Cluster, what: &str) -> Result<u64> {
     status["space_held"][what]["bytes"].as_u64().with_context(|| format!("{}", status["space_held"]))
 }
 
+/// Waits for an event of a kind and returns the newest.
+fn event(cluster: &Cluster, kind: &str) -> Result<Value> {
+    wait::until_some(&format!("a {kind} in the log"), Duration::from_secs(30), || {
+        let output = cluster.dfsctl(&["events", "--json", "--kind", kind]).ok()?;
+        serde_json::from_str::<Vec<Value>>(&output.stdout).ok()?.pop()
+    })
+}
+
 #[test]
 fn removed_and_replaced_files_come_back() -> Result<()> {
     let mut cluster = Cluster::builder().faults().start()?;
@@ -60,6 +68,8 @@ fn removed_and_replaced_files_come_back() -> Result<()> {
     ensure!(refused.stderr.contains("--to"), "{refused:?}");
     trash(&cluster, 0, &["restore", "/d/f", "--to", "/d/old"])?;
     ensure!(fs::read(mount.join("d/old"))? == first);
+    let restored = event(&cluster, "trash-restored")?;
+    ensure!(restored["fields"]["name"] == "old", "{restored}");
     trash(&cluster, 3, &["restore", "/d/f"])?;
     ensure!(listed(&cluster, &[])?.is_empty() && held(&cluster, "trash")? == 0);
     cluster.finish([mount])
@@ -101,7 +111,11 @@ fn the_trash_is_emptied_on_demand_and_by_its_retention() -> Result<()> {
     ensure!(listed(&cluster, &[])?.len() == 2);
     trash(&cluster, 0, &["empty", "--older", "1h", "--yes"])?;
     ensure!(listed(&cluster, &[])?.len() == 2, "nothing is that old");
+    let emptied = event(&cluster, "trash-emptied")?;
+    ensure!(emptied["fields"]["versions"] == 1 && emptied["fields"]["bytes"] == CHUNK, "{emptied}");
     trash(&cluster, 0, &["retention", "1s"])?;
+    let changed = event(&cluster, "setting-changed")?;
+    ensure!(changed["fields"]["name"] == "trash-retention-ms" && changed["fields"]["to"] == "1000", "{changed}");
     let is_empty = || listed(&cluster, &[]).is_ok_and(|list| list.is_empty());
     wait::until("what was kept long enough is given up", Duration::from_secs(30), is_empty)?;
     let is_free = || {
@@ -134,6 +148,8 @@ fn a_full_cluster_gives_up_its_oldest_trash_instead_of_refusing_writes() -> Resu
     }
     let left = listed(&cluster, &[])?;
     ensure!(!left.is_empty() && left.len() < 6, "{left:?}");
+    ensure!(event(&cluster, "trash-freed-early")?["severity"] == "warning");
+    ensure!(event(&cluster, "space-low")?["severity"] == "warning");
     trash(&cluster, 0, &["restore", "/f"])?;
     ensure!(fs::read(mount.join("f"))? == files::noise(5, 6 * CHUNK), "the newest is the one that is left");
     cluster.finish([mount])

@@ -250,6 +250,17 @@ impl Fact {
                 (*copies, *bytes) = (*copies + more, *bytes + more_bytes);
                 Ok(())
             }
+            (Self::TrashEmptied { versions, bytes }, Self::TrashEmptied { versions: more, bytes: more_bytes }) => {
+                (*versions, *bytes) = (*versions + more, *bytes + more_bytes);
+                Ok(())
+            }
+            (
+                Self::TrashFreedEarly { versions, bytes, reason },
+                Self::TrashFreedEarly { versions: more, bytes: more_bytes, reason: why },
+            ) if *reason == why => {
+                (*versions, *bytes) = (*versions + more, *bytes + more_bytes);
+                Ok(())
+            }
             (_, later) => Err(later),
         }
     }

@@ -52,6 +52,23 @@ fn every_sentence_of_the_semantics_names_a_test() -> Result<()> {
     Ok(())
 }
 
+/// What stands in backquotes in the first column of the table behind `headline`.
+fn first_column(text: &str, headline: &str) -> Result<BTreeSet<String>> {
+    let (_, section) = text.split_once(headline).with_context(|| format!("no section {headline}"))?;
+    let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    Ok(cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect())
+}
+
+#[test]
+fn every_kind_of_event_is_explained() -> Result<()> {
+    let text = fs::read_to_string(document("operations/monitoring.md"))?;
+    let kinds: BTreeSet<String> = dfs_meta::fsm::Fact::KINDS.iter().map(|kind| (*kind).to_owned()).collect();
+    let explained = first_column(&text, "## Events")?;
+    ensure!(explained == kinds, "explained: {explained:?}, kinds: {kinds:?}");
+    Ok(())
+}
+
 /// The rows of the table of one command and its verbs, as they stand in docs/configuration.md.
 fn rows(command: &Command, path: &str, table: &mut Vec<String>, inherited: &[String]) {
     let own: Vec<&Arg> = command

@@ -114,6 +114,18 @@ impl Cluster {
         admin.cluster_status(v1::ClusterStatusRequest {}).await.expect("answers").into_inner()
     }
 
+    /// Waits until a storage node has a state.
+    pub(super) async fn until_node(&self, id: u32, state: v1::NodeState) {
+        for _ in 0..500 {
+            let nodes = self.status().await.nodes;
+            if nodes.iter().any(|node| node.node_id == id && node.state == state as i32) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("node {id} is never {state:?}: {:?}", self.status().await);
+    }
+
     pub(super) async fn meta_status(&self) -> v1::MetaStatusResponse {
         let mut admin = AdminServiceClient::new(self.channel());
         admin.meta_status(v1::MetaStatusRequest {}).await.expect("answers").into_inner()

@@ -21,6 +21,7 @@ struct Storage {
     number: u8,
     id: u32,
     incarnation: u64,
+    used_bytes: u64,
     held: BTreeSet<ChunkId>,
     deleted: Vec<Bytes>,
     page: Option<v1::InventoryPage>,
@@ -40,6 +41,7 @@ impl Storage {
             number,
             id: 0,
             incarnation: 1,
+            used_bytes: 0,
             held: BTreeSet::new(),
             deleted: vec![],
             page: None,
@@ -79,6 +81,7 @@ impl Storage {
             node_id: self.id,
             incarnation: self.incarnation,
             capacity_bytes: CAPACITY,
+            used_bytes: self.used_bytes,
             deleted: std::mem::take(&mut self.deleted),
             inventory: self.page.take(),
             inventory_seq: 9,
@@ -183,6 +186,53 @@ impl Nodes {
 
 fn full(count: u64) -> impl Fn(&v1::ClusterStatusResponse) -> bool {
     move |status| status.chunks.is_some_and(|chunks| chunks.full == count && chunks.total == count)
+}
+
+/// Waits for an event of one kind, and returns the texts of all.
+async fn events(cluster: &Cluster, kind: &str) -> Vec<String> {
+    let mut ask = v1::ListEventsRequest { wait_ms: 1000, kinds: vec![kind.to_owned()], ..Default::default() };
+    for _ in 0..20 {
+        let answer = cluster.admin().list_events(ask.clone()).await.expect("answers").into_inner();
+        if !answer.events.is_empty() {
+            return answer.events.into_iter().map(|event| event.text).collect();
+        }
+        ask.after = answer.next;
+    }
+    panic!("never an event of the kind {kind}");
+}
+
+#[tokio::test]
+async fn a_node_that_is_nearly_full_is_in_the_event_log_once() {
+    let cluster = Cluster::start(quick()).await;
+    let mut node = Storage::start(&cluster, 1).await;
+    for used_bytes in [CAPACITY / 2, CAPACITY / 100 * 95, CAPACITY / 100 * 88, CAPACITY] {
+        node.used_bytes = used_bytes;
+        node.beat().await;
+    }
+    let texts = events(&cluster, "space-low").await;
+    assert!(texts.len() == 1 && texts[0].starts_with("storage-1 is nearly full"), "{texts:?}");
+    node.used_bytes = 0;
+    node.beat().await;
+    node.beat().await;
+    assert_eq!(events(&cluster, "space-recovered").await.len(), 1);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_comes_and_goes_is_in_the_event_log() {
+    let cluster = Cluster::start(quick()).await;
+    let mut node = Storage::start(&cluster, 1).await;
+    for _ in 0..8 {
+        node.beat().await;
+        let left = v1::DeregisterNodeRequest { node_id: node.id, incarnation: node.incarnation };
+        node.meta.deregister_node(left).await.expect("is taken");
+        cluster.until_node(node.id, v1::NodeState::Suspect).await;
+        node.incarnation += 1;
+        node.register().await;
+    }
+    let texts = events(&cluster, "node-flapping").await;
+    assert!(texts[0].starts_with("storage-1 came and went"), "{texts:?}");
+    cluster.stop().await;
 }
 
 #[tokio::test]

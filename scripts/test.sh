@@ -2,10 +2,10 @@
 # Everything that a change must pass; CI runs just this. Each step is announced and timed, what it needs is installed.
 # A step that this machine cannot run (no FUSE, no Docker engine) fails with CI=true and is left out aloud otherwise.
 #
-#   scripts/test.sh [STEP...]     all steps, or only those named: fmt clippy deny doc build test quickstart containers bench
+#   scripts/test.sh [STEP...]     all steps, or only those named: fmt clippy deny doc build test posix quickstart containers bench
 . "$(dirname "$0")/lib.sh"
 
-steps=(fmt clippy deny doc build test quickstart containers bench)
+steps=(fmt clippy deny doc build test posix quickstart containers bench)
 
 step_fmt() { cargo fmt --all --check; }
 
@@ -37,6 +37,12 @@ step_test() {
     cargo nextest run --release --workspace --locked
 }
 
+step_posix() {
+    can_mount || return 0
+    [ "$(id -u)" = 0 ] || missing "pjdfstest needs root, who may change users" || return 0
+    scripts/pjdfstest.sh
+}
+
 step_quickstart() {
     can_mount || return 0
     local dir
@@ -66,7 +72,7 @@ need_toolchain
 ! in_ci || export CARGO_INCREMENTAL=0
 begun=$SECONDS
 for step in "${steps[@]}"; do
-    declare -F "step_$step" >/dev/null || die "unknown step $step; known: fmt clippy deny doc build test quickstart containers bench"
+    declare -F "step_$step" >/dev/null || die "unknown step $step; known: fmt clippy deny doc build test posix quickstart containers bench"
     say "$step"
     at=$SECONDS
     # A shell of its own, so that its traps end with the step. Not before `||`, where `set -e` would have no effect.

@@ -6,10 +6,12 @@
 //! describes its options, so that every program spells them alike).
 //!
 //! Rooms: `cluster` (leader, retry, session), `meta` (namespace), `chunk` (bytes to and from storage nodes), `write`,
-//! `read`, `budget`, `transfer` (whole files from and to the local disk), `fsck` (what is really on the disks).
+//! `read`, `budget`, `transfer` (whole files from and to the local disk), `fsck` (what is really on the disks),
+//! `mounts` (what mounts of this machine tell about themselves).
 
 pub mod config;
 pub mod fsck;
+pub mod mounts;
 pub mod transfer;
 
 mod budget;

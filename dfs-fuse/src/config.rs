@@ -16,9 +16,9 @@ use dfs_common::{
 #[derive(Parser, Clone, Debug)]
 #[command(name = "mount.dfs", version, args_override_self = true, override_usage = USAGE, after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// The metadata nodes as host:port,... (may be left out if --meta or DFS_META_ADDRS names them), then the directory to
-    /// mount on
-    #[arg(required = true, num_args = 1..=2, value_names = ["META", "MOUNTPOINT"])]
+    /// The metadata nodes as host:port,... (may be left out if --meta or DFS_META_ADDRS names them), with :/path for a part
+    /// of the tree, then the directory to mount on
+    #[arg(required = true, num_args = 1..=2, value_names = ["META[:/PATH]", "MOUNTPOINT"])]
     places: Vec<String>,
     /// Mount options, separated by commas
     #[arg(short = 'o', value_name = "OPTION[=VALUE],...")]
@@ -41,12 +41,18 @@ pub(crate) struct Args {
     /// Refuse every change with EROFS
     #[arg(long, env = "DFS_READ_ONLY")]
     pub(crate) read_only: bool,
-    /// Let other users use the mount
-    #[arg(long, env = "DFS_ALLOW_OTHER")]
-    pub(crate) allow_other: bool,
-    /// Let the kernel check permissions; always so when root mounts with --allow-other
+    /// Refuse every write to a published file with EPERM; new files can be written, and files removed and replaced
+    #[arg(long, env = "DFS_WRITE_ONCE")]
+    pub(crate) write_once: bool,
+    /// Let other users use the mount; the default when root mounts
+    #[arg(long, env = "DFS_ALLOW_OTHER", overrides_with = "no_allow_other")]
+    allow_other: bool,
+    /// Keep the mount to the user who mounts, also when that is root
+    #[arg(long, env = "DFS_NO_ALLOW_OTHER", overrides_with = "allow_other")]
+    no_allow_other: bool,
+    /// Let the kernel check permissions; always so when root mounts
     #[arg(long, env = "DFS_DEFAULT_PERMISSIONS")]
-    pub(crate) default_permissions: bool,
+    default_permissions: bool,
     /// How long the kernel may keep names and attributes, in seconds or with a unit; 0 or none: not at all
     #[arg(long, env = "DFS_CACHE", value_name = "SECONDS", default_value = "1")]
     pub(crate) cache: CacheTime,
@@ -54,6 +60,9 @@ pub(crate) struct Args {
     #[arg(long, env = "DFS_WORKER_THREADS", default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) worker_threads: u16,
+    /// Where the status socket is, which `dfsctl mount` asks [default: /run/dfs for root, else $XDG_RUNTIME_DIR/dfs]
+    #[arg(long, env = "DFS_RUN_DIR", value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
     /// Write the log to this file; without it a mount in the background has none
     #[arg(long, env = "DFS_LOG_FILE", value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
@@ -71,20 +80,26 @@ pub(crate) struct Args {
     /// Flags of mount(2) found among the mount options
     #[arg(skip)]
     pub(crate) mount_flags: MountFlags,
+    /// The directory of the cluster that becomes the root of the mount: its names from the top; empty for the whole tree
+    #[arg(skip)]
+    pub(crate) subtree: Vec<String>,
 }
 
-const USAGE: &str = "mount.dfs META[,META...] MOUNTPOINT [-o OPTION[=VALUE],...] [OPTIONS]";
+const USAGE: &str = "mount.dfs META[,META...][:/PATH] MOUNTPOINT [-o OPTION[=VALUE],...] [OPTIONS]";
 
 const AFTER_HELP: &str = "Mount options (-o):
-  ro, rw, allow_other, default_permissions, cache=SECONDS|none,
+  ro, rw, remount, write_once, allow_other, noallow_other, default_permissions, cache=SECONDS|none,
   mem=SIZE (--memory), timeout=TIME (--deadline), and every long flag above by its name;
-  noatime, nodev, dev, nosuid, suid, noexec, exec go to the kernel (nodev and nosuid are the default);
+  noatime, nodev, dev, nosuid, suid, noexec, exec go to the kernel;
   defaults, _netdev, nofail, auto, noauto, user, x-* and the like are accepted.
 
 Examples:
-  mount.dfs meta1:4001,meta2:4001,meta3:4001 /mnt/dfs -o allow_other
-  mount -t dfs meta1:4001 /mnt/dfs -o ro,cache=60
-  meta1:4001,meta2:4001 /mnt/dfs dfs _netdev,allow_other 0 0        (in /etc/fstab)";
+  mount.dfs meta1:4001,meta2:4001,meta3:4001 /mnt/dfs
+  mount -t dfs meta1:4001:/projects/moon /mnt/moon -o ro,cache=60
+  meta1:4001,meta2:4001:/ /mnt/dfs dfs _netdev,nofail 0 0        (in /etc/fstab)";
+
+/// What `-o ro` becomes.
+const READ_ONLY: &str = "--read-only";
 
 /// Time that the kernel may keep things.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,19 +137,16 @@ pub(crate) enum LogFormat {
 }
 
 /// What mount(2) itself is told.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+///
+/// The defaults are those of a local file system when root mounts. For other users fusermount3 adds nodev and nosuid itself.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct MountFlags {
     pub(crate) no_dev: bool,
     pub(crate) no_suid: bool,
     pub(crate) no_exec: bool,
     pub(crate) no_atime: bool,
-}
-
-impl Default for MountFlags {
-    /// A tree shared by many machines brings no devices and no set-user-id programs unless asked to.
-    fn default() -> Self {
-        Self { no_dev: true, no_suid: true, no_exec: false, no_atime: false }
-    }
+    /// Change the flags of a mount that is there.
+    pub(crate) remount: bool,
 }
 
 /// The command line cannot be used.
@@ -149,6 +161,9 @@ pub(crate) enum Mistake {
     /// No cluster named.
     #[error("no metadata node named: give host:port,... before the mount point, or set DFS_META_ADDRS")]
     NoCluster,
+    /// A part of the tree that is not named from its top.
+    #[error("{0:?} names no directory of the cluster: write /names/from/the/top, without ..")]
+    BadSubtree(String),
     /// Everything else.
     #[error(transparent)]
     Parse(#[from] ParseError),
@@ -167,8 +182,13 @@ impl Args {
         let mut parsed =
             Self::from_arg_matches_mut(&mut matches).map_err(|error| Mistake::Parse(ParseError::Clap(error)))?;
         parsed.mount_flags = flags;
-        if let [meta, _] = parsed.places.as_slice() {
-            parsed.client.meta = meta.split(',').map(|address| address.trim().to_owned()).collect();
+        if let [source, _] = parsed.places.as_slice() {
+            let (meta, path) = split_source(source);
+            parsed.subtree = names_of(path)?;
+            // `:/path` takes the metadata nodes from --meta or the environment.
+            if !meta.is_empty() {
+                parsed.client.meta = meta.split(',').map(|address| address.trim().to_owned()).collect();
+            }
             for address in &parsed.client.meta {
                 check_address(address)?;
             }
@@ -180,6 +200,35 @@ impl Args {
     pub(crate) fn mountpoint(&self) -> PathBuf {
         self.places.last().map(PathBuf::from).expect("clap requires one")
     }
+
+    /// What stands in the first column of mount(8): as in fstab, so that it finds out that it is mounted already.
+    pub(crate) fn source(&self) -> String {
+        match self.places.as_slice() {
+            [source, _] if !source.starts_with(':') => source.clone(),
+            [path, _] => format!("{}{path}", self.client.meta.join(",")),
+            _ => self.client.meta.join(","),
+        }
+    }
+
+    /// Whether other users may use the mount.
+    pub(crate) fn serves_others(&self, is_root: bool) -> bool {
+        self.allow_other || is_root && !self.no_allow_other
+    }
+
+    /// Whether the kernel checks who may do what.
+    pub(crate) fn checks_permissions(&self, is_root: bool) -> bool {
+        self.default_permissions || is_root
+    }
+}
+
+/// `host:port,host:port:/path` as addresses and path. A path begins with a slash, which no address contains.
+fn split_source(source: &str) -> (&str, &str) {
+    source.find(":/").map_or((source, "/"), |at| (&source[..at], &source[at + 1..]))
+}
+
+fn names_of(path: &str) -> Result<Vec<String>, Mistake> {
+    let names: Vec<_> = path.split('/').filter(|name| !name.is_empty() && *name != ".").map(str::to_owned).collect();
+    if names.iter().any(|name| name == "..") { Err(Mistake::BadSubtree(path.to_owned())) } else { Ok(names) }
 }
 
 fn check_address(address: &str) -> Result<(), Mistake> {
@@ -216,11 +265,17 @@ fn translate(options: &[String], flags: &mut MountFlags) -> Result<Vec<String>, 
             Some((key, value)) => (key, Some(value)),
             None => (option.as_str(), None),
         };
+        if key == "rw" {
+            // The last one counts, as mount(8) has it.
+            args.retain(|arg| arg != READ_ONLY);
+            continue;
+        }
         if is_kernel_flag(key, flags) || is_accepted(key) {
             continue;
         }
         let long = match key {
             "ro" => "read-only".to_owned(),
+            "noallow_other" => "no-allow-other".to_owned(),
             "mem" => "memory".to_owned(),
             "timeout" => "deadline".to_owned(),
             _ => key.replace('_', "-"),
@@ -248,15 +303,20 @@ fn is_kernel_flag(key: &str, flags: &mut MountFlags) -> bool {
         "exec" => flags.no_exec = false,
         "noatime" => flags.no_atime = true,
         "atime" => flags.no_atime = false,
+        "remount" => flags.remount = true,
         _ => return false,
     }
     true
 }
 
-/// Options of mount(8) and systemd that mean nothing to a file system.
+/// Options of mount(8) and systemd that mean nothing to a file system, and those of the kernel that mount(8) reads from the
+/// table of mounts and gives back for a remount.
 fn is_accepted(key: &str) -> bool {
-    const NAMES: [&str; 32] = [
-        "rw",
+    const NAMES: [&str; 35] = [
+        "user_id",
+        "group_id",
+        "max_read",
+        "blksize",
         "defaults",
         "_netdev",
         "nofail",
@@ -317,6 +377,7 @@ mod tests {
             assert!(args.read_only && !args.foreground, "{line}");
             assert_eq!(args.cache, CacheTime(Duration::from_secs(5)), "{line}");
         }
+        assert!(!parse("a:1 /m -o ro,rw").expect("good").read_only, "the last one counts");
     }
 
     #[test]
@@ -333,8 +394,42 @@ mod tests {
     #[test]
     fn flags_of_the_kernel() {
         assert_eq!(parse("a:1 /m").expect("good").mount_flags, MountFlags::default());
-        let flags = parse("a:1 /m -o dev,suid,noexec,noatime").expect("good").mount_flags;
-        assert_eq!(flags, MountFlags { no_dev: false, no_suid: false, no_exec: true, no_atime: true });
+        let flags = parse("a:1 /m -o nodev,nosuid,noexec,noatime,remount").expect("good").mount_flags;
+        assert_eq!(flags, MountFlags { no_dev: true, no_suid: true, no_exec: true, no_atime: true, remount: true });
+        let flags = parse("a:1 /m -o nodev,nosuid,noexec,dev,suid,exec").expect("good").mount_flags;
+        assert_eq!(flags, MountFlags::default(), "the last one counts");
+    }
+
+    #[test]
+    fn a_mount_by_root_serves_all_and_one_by_a_user_its_user() {
+        let rights = |line: &str, is_root| {
+            let args = parse(line).expect(line);
+            (args.serves_others(is_root), args.checks_permissions(is_root))
+        };
+        assert_eq!(rights("a:1 /m", true), (true, true));
+        assert_eq!(rights("a:1 /m -o noallow_other", true), (false, true));
+        assert_eq!(rights("a:1 /m -o noallow_other,allow_other", true), (true, true));
+        assert_eq!(rights("a:1 /m", false), (false, false));
+        assert_eq!(rights("a:1 /m -o allow_other,default_permissions", false), (true, true));
+    }
+
+    #[test]
+    fn a_part_of_the_tree_is_named_behind_the_addresses() {
+        for (line, source, meta, subtree) in [
+            ("a:1,b:2:/ /m", "a:1,b:2:/", &["a:1", "b:2"][..], &[][..]),
+            ("a:1:/x//y/./z/ /m", "a:1:/x//y/./z/", &["a:1"], &["x", "y", "z"]),
+            ("[::1]:4001:/x /m", "[::1]:4001:/x", &["[::1]:4001"], &["x"]),
+            ("--meta a:1 :/x /m", "a:1:/x", &["a:1"], &["x"]),
+            ("--meta a:1 /m", "a:1", &["a:1"], &[]),
+        ] {
+            let args = parse(line).expect(line);
+            assert_eq!(args.source(), source);
+            assert_eq!(args.client.meta, meta, "{line}");
+            assert_eq!(args.subtree, subtree, "{line}");
+        }
+        assert!(message("a:1:/x/../y /m").contains("/x/../y"));
+        assert!(message("a:1:x /m").contains("a:1:x"));
+        assert!(message(":/x /m").contains("no metadata node"));
     }
 
     #[test]

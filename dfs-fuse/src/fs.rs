@@ -24,7 +24,7 @@ mod tests;
 use std::{
     num::NonZeroUsize,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dfs_client::{NewNode, RenameFlags, StatFs};
@@ -40,15 +40,24 @@ use pages::Pages;
 
 /// Checksums of whole files that are remembered.
 const SHA256S_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+/// Files whose refused writes are remembered, so that a program that tries again and again is logged once.
+const REFUSED_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// How long statfs, and stat of the root which `df` does first, may ask before they tell what was known last: `df` must
 /// never hang, since monitoring and even login scripts run it.
 const DF_DEADLINE: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(2) };
 
+/// How long they ask when the last question was in vain not long ago: `df` asks several times.
+const DF_DEADLINE_AWAY: Duration = Duration::from_millis(50);
+/// How long ago that is.
+const DF_AWAY: Duration = Duration::from_secs(10);
+
 /// How this mount behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Options {
-    /// Refuse every change.
-    pub(crate) read_only: bool,
+    /// The inode that is the root of the mount.
+    pub(crate) root: InodeId,
+    /// Refuse to change the content of a published file.
+    pub(crate) write_once: bool,
     /// How long the kernel may keep names and attributes.
     pub(crate) cache_ttl: Duration,
 }
@@ -75,8 +84,12 @@ pub(crate) struct Fs<B: Backend> {
     /// Names of files that were created here and are still open for writing.
     written: Mutex<Names>,
     sha256s: Mutex<LruCache<FileId, [u8; 32]>>,
+    /// Files of which a refused write was logged, with `write_once`.
+    refused: Mutex<LruCache<InodeId, ()>>,
     space: Mutex<StatFs>,
     root: Mutex<Option<Attr>>,
+    /// When a question of `df` was last asked in vain; `None` after one that was answered.
+    df_in_vain: Mutex<Option<Instant>>,
 }
 
 impl<B: Backend> Fs<B> {
@@ -92,8 +105,10 @@ impl<B: Backend> Fs<B> {
             pending: Mutex::default(),
             written: Mutex::default(),
             sha256s: Mutex::new(LruCache::new(SHA256S_MAX)),
+            refused: Mutex::new(LruCache::new(REFUSED_MAX)),
             space: Mutex::default(),
             root: Mutex::default(),
+            df_in_vain: Mutex::default(),
         }
     }
 
@@ -119,8 +134,9 @@ impl<B: Backend> Fs<B> {
         Found { attr, ttl: if is_passing { Duration::ZERO } else { self.options.cache_ttl } }
     }
 
-    fn check_writable(&self) -> Result<(), Error> {
-        if self.options.read_only { Err(Error::refused(libc::EROFS, "mounted read-only")) } else { Ok(()) }
+    /// The inode that the kernel calls `number`: its 1 is the root of the mount, which need not be the cluster's.
+    pub(crate) fn inode(&self, number: u64) -> InodeId {
+        if number == InodeId::ROOT.0 { self.options.root } else { InodeId(number) }
     }
 
     /// How long the kernel may keep the name of an entry.
@@ -136,7 +152,7 @@ impl<B: Backend> Fs<B> {
 
     /// Attributes of an inode, as seen through `handle` if one is given.
     pub(crate) async fn getattr(&self, ino: InodeId, handle: Option<u64>) -> Result<Found, Error> {
-        if ino == InodeId::ROOT {
+        if ino == self.options.root {
             return self.getattr_root().await;
         }
         let open = self.inodes.get(ino);
@@ -161,13 +177,13 @@ impl<B: Backend> Fs<B> {
     }
 
     async fn getattr_root(&self) -> Result<Found, Error> {
-        let asked = self.backend.getattr(InodeId::ROOT);
+        let asked = self.backend.getattr(self.options.root);
         let known = lock(&self.root).clone();
         let outcome = match known {
             None => asked.await,
-            Some(known) => match tokio::time::timeout(DF_DEADLINE, asked).await {
-                Ok(outcome) => outcome,
-                Err(_) => return Ok(Found { attr: known, ttl: Duration::ZERO }),
+            Some(known) => match self.ask_for_df(asked).await {
+                Some(outcome) => outcome,
+                None => return Ok(Found { attr: known, ttl: Duration::ZERO }),
             },
         };
         let attr = outcome?;
@@ -187,11 +203,16 @@ impl<B: Backend> Fs<B> {
         found
     }
 
-    /// Changes attributes and size.
-    pub(crate) async fn setattr(&self, ino: InodeId, size: Option<u64>, change: SetAttr) -> Result<Found, Error> {
-        self.check_writable()?;
+    /// Changes attributes and size; `handle` is that of ftruncate(2).
+    pub(crate) async fn setattr(
+        &self,
+        ino: InodeId,
+        handle: Option<u64>,
+        size: Option<u64>,
+        change: SetAttr,
+    ) -> Result<Found, Error> {
         if let Some(size) = size {
-            self.resize(ino, size).await?;
+            self.resize(ino, handle, size).await?;
         }
         if change == SetAttr::default() {
             return self.getattr(ino, None).await;
@@ -230,7 +251,6 @@ impl<B: Backend> Fs<B> {
         mode: u32,
         owner: (u32, u32),
     ) -> Result<Found, Error> {
-        self.check_writable()?;
         let attr = self.backend.mkdir(parent, name, mode & 0o7777, owner.0, owner.1).await?;
         Ok(self.found(attr))
     }
@@ -243,21 +263,18 @@ impl<B: Backend> Fs<B> {
         target: &[u8],
         owner: (u32, u32),
     ) -> Result<Found, Error> {
-        self.check_writable()?;
         let attr = self.backend.symlink(parent, name, target, owner.0, owner.1).await?;
         Ok(self.found(attr))
     }
 
     /// Makes a pipe, socket, device or empty file.
     pub(crate) async fn mknod(&self, parent: InodeId, name: &[u8], node: NewNode) -> Result<Found, Error> {
-        self.check_writable()?;
         let attr = self.backend.mknod(parent, name, node).await?;
         Ok(self.found(attr))
     }
 
     /// Gives an inode one more name.
     pub(crate) async fn link(&self, ino: InodeId, parent: InodeId, name: &[u8]) -> Result<Found, Error> {
-        self.check_writable()?;
         let attr = self.backend.link(ino, parent, name).await?;
         // Which of its names go is not followed any more.
         self.inodes.distrust();
@@ -268,7 +285,6 @@ impl<B: Backend> Fs<B> {
 
     /// Removes a name.
     pub(crate) async fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
-        self.check_writable()?;
         self.backend.unlink(parent, name).await?;
         self.inodes.distrust();
         lock(&self.pending).remove(parent, name);
@@ -279,7 +295,6 @@ impl<B: Backend> Fs<B> {
 
     /// Removes an empty directory.
     pub(crate) async fn rmdir(&self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
-        self.check_writable()?;
         Ok(self.backend.rmdir(parent, name).await?)
     }
 
@@ -290,7 +305,6 @@ impl<B: Backend> Fs<B> {
         to: (InodeId, &[u8]),
         flags: RenameFlags,
     ) -> Result<(), Error> {
-        self.check_writable()?;
         self.backend.rename(from.0, from.1, to.0, to.1, flags).await?;
         self.inodes.distrust();
         lock(&self.pending).rename(from, to, flags.exchange);
@@ -307,17 +321,26 @@ impl<B: Backend> Fs<B> {
 
     /// Space and inodes; what was known last if the cluster does not answer soon.
     pub(crate) async fn statfs(&self) -> StatFs {
-        match tokio::time::timeout(DF_DEADLINE, self.backend.statfs()).await {
-            Ok(Ok(space)) => {
+        match self.ask_for_df(self.backend.statfs()).await {
+            Some(Ok(space)) => {
                 *lock(&self.space) = space;
                 space
             }
-            Ok(Err(error)) => {
+            Some(Err(error)) => {
                 tracing::debug!(%error, "statfs answers from memory");
                 *lock(&self.space)
             }
-            Err(_) => *lock(&self.space),
+            None => *lock(&self.space),
         }
+    }
+
+    /// Asks the cluster, but not for long.
+    async fn ask_for_df<T>(&self, question: impl Future<Output = T>) -> Option<T> {
+        let is_away = lock(&self.df_in_vain).is_some_and(|at| at.elapsed() < DF_AWAY);
+        let patience = if is_away { DF_DEADLINE_AWAY } else { DF_DEADLINE };
+        let answer = tokio::time::timeout(patience, question).await.ok();
+        *lock(&self.df_in_vain) = if answer.is_some() { None } else { Some(Instant::now()) };
+        answer
     }
 }
 

@@ -2,16 +2,17 @@
 //!
 //! Request threads never wait. The future of an answer is polled once where the request came in, since many answers are
 //! there already (a chunk in the read-ahead window, room in a write buffer, attributes of an open file), and given to the
-//! runtime if it has to wait for anything. Every answer has a deadline. The kernel's FUSE_INTERRUPT is not used: an
-//! operation ends by its deadline, and the process that waits for it can then die.
+//! runtime if it has to wait for anything. Every answer has a deadline, and comes at once when the program that waits for it
+//! is killed (`flights`).
 
 mod answer;
 mod convert;
+mod flights;
 
 use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc, time::SystemTime};
 
 use dfs_client::{NewNode, RenameFlags, Seek};
-use dfs_common::{InodeId, SetAttr};
+use dfs_common::SetAttr;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
@@ -19,6 +20,8 @@ use fuser::{
 };
 
 pub(crate) use answer::{Adapter, Counters};
+use flights::Asked;
+pub(crate) use flights::{Flights, Waiting};
 
 use crate::fs::{
     Found,
@@ -39,10 +42,6 @@ const BACKGROUND_MAX: u16 = 128;
 
 fn name(name: &OsStr) -> Vec<u8> {
     name.as_bytes().to_vec()
-}
-
-fn id(ino: INodeNo) -> InodeId {
-    InodeId(ino.0)
 }
 
 /// The error of an operation on an inode. One that is gone may have been replaced by name (an editor that saves, seen from
@@ -72,17 +71,21 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
         let (fs, entry) = (Arc::clone(&self.fs), name(entry));
-        self.entry("lookup", parent, async move { fs.lookup(id(parent), &entry).await }, reply);
+        self.entry(
+            Asked::new("lookup", parent, req),
+            async move { fs.lookup(fs.inode(parent.0), &entry).await },
+            reply,
+        );
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let fs = Arc::clone(&self.fs);
-        let work = async move { fs.getattr(id(ino), fh.map(|fh| fh.0)).await };
-        self.answer("getattr", ino, work, |outcome| match outcome {
+        let work = async move { fs.getattr(fs.inode(ino.0), fh.map(|fh| fh.0)).await };
+        self.answer(Asked::new("getattr", ino, req), work, |outcome| match outcome {
             Ok(found) => reply.attr(&found.ttl, &convert::attr(&found.attr)),
             Err(errno) => reply.error(of_inode(errno)),
         });
@@ -90,7 +93,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -99,7 +102,7 @@ impl Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -114,14 +117,20 @@ impl Filesystem for Adapter {
             mtime: mtime.map(convert::set_time),
         };
         let fs = Arc::clone(&self.fs);
-        self.attr("setattr", ino, async move { fs.setattr(id(ino), size, change).await }, reply);
+        self.attr(
+            Asked::new("setattr", ino, req),
+            async move { fs.setattr(fs.inode(ino.0), fh.map(|fh| fh.0), size, change).await },
+            reply,
+        );
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         let fs = Arc::clone(&self.fs);
-        self.ask("readlink", ino, async move { fs.readlink(id(ino)).await }, |outcome| match outcome {
-            Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(of_inode(errno)),
+        self.ask(Asked::new("readlink", ino, req), async move { fs.readlink(fs.inode(ino.0)).await }, |outcome| {
+            match outcome {
+                Ok(target) => reply.data(&target),
+                Err(errno) => reply.error(of_inode(errno)),
+            }
         });
     }
 
@@ -140,35 +149,47 @@ impl Filesystem for Adapter {
         let (uid, gid) = (req.uid(), req.gid());
         let work = async move {
             let kind = kind.ok_or_else(|| Error::refused(libc::EINVAL, "mknod of an unknown kind"))?;
-            fs.mknod(id(parent), &entry, NewNode { kind, mode: mode & 0o7777, uid, gid, rdev }).await
+            fs.mknod(fs.inode(parent.0), &entry, NewNode { kind, mode: mode & 0o7777, uid, gid, rdev }).await
         };
-        self.entry("mknod", parent, work, reply);
+        self.entry(Asked::new("mknod", parent, req), work, reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, entry: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let (fs, entry, owner) = (Arc::clone(&self.fs), name(entry), (req.uid(), req.gid()));
-        self.entry("mkdir", parent, async move { fs.mkdir(id(parent), &entry, mode, owner).await }, reply);
+        self.entry(
+            Asked::new("mkdir", parent, req),
+            async move { fs.mkdir(fs.inode(parent.0), &entry, mode, owner).await },
+            reply,
+        );
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
         let (fs, entry) = (Arc::clone(&self.fs), name(entry));
-        self.empty("unlink", parent, async move { fs.unlink(id(parent), &entry).await }, reply);
+        self.empty(
+            Asked::new("unlink", parent, req),
+            async move { fs.unlink(fs.inode(parent.0), &entry).await },
+            reply,
+        );
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
         let (fs, entry) = (Arc::clone(&self.fs), name(entry));
-        self.empty("rmdir", parent, async move { fs.rmdir(id(parent), &entry).await }, reply);
+        self.empty(Asked::new("rmdir", parent, req), async move { fs.rmdir(fs.inode(parent.0), &entry).await }, reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link: &OsStr, target: &Path, reply: ReplyEntry) {
         let (fs, link, owner) = (Arc::clone(&self.fs), name(link), (req.uid(), req.gid()));
         let target = name(target.as_os_str());
-        self.entry("symlink", parent, async move { fs.symlink(id(parent), &link, &target, owner).await }, reply);
+        self.entry(
+            Asked::new("symlink", parent, req),
+            async move { fs.symlink(fs.inode(parent.0), &link, &target, owner).await },
+            reply,
+        );
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         entry: &OsStr,
         newparent: INodeNo,
@@ -185,21 +206,27 @@ impl Filesystem for Adapter {
                 no_replace: flags.contains(fuser::RenameFlags::RENAME_NOREPLACE),
                 exchange: flags.contains(fuser::RenameFlags::RENAME_EXCHANGE),
             };
-            fs.rename((id(parent), &from), (id(newparent), &to), flags).await
+            fs.rename((fs.inode(parent.0), &from), (fs.inode(newparent.0), &to), flags).await
         };
-        self.empty("rename", parent, work, reply);
+        self.empty(Asked::new("rename", parent, req), work, reply);
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (fs, entry) = (Arc::clone(&self.fs), name(newname));
-        self.entry("link", ino, async move { fs.link(id(ino), id(newparent), &entry).await }, reply);
+        self.entry(
+            Asked::new("link", ino, req),
+            async move { fs.link(fs.inode(ino.0), fs.inode(newparent.0), &entry).await },
+            reply,
+        );
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let fs = Arc::clone(&self.fs);
-        let work = async move { fs.open(id(ino), OpenMode::from_flags(flags.0)).await };
+        let work = async move { fs.open(fs.inode(ino.0), OpenMode::from_flags(flags.0)).await };
         let kernel = self.kernel();
-        self.ask("open", ino, work, move |outcome| match outcome {
+        let back = Arc::clone(&self.fs);
+        let give_back = move |opened: Opened| async move { back.unclaimed(opened.handle).await };
+        self.ask_for(Asked::new("open", ino, req), work, give_back, move |outcome| match outcome {
             Ok(opened) => {
                 // The size that the kernel remembers may be of the version before, and would cut this one off.
                 if opened.caching != Caching::Keep && !opened.is_size_told {
@@ -223,11 +250,14 @@ impl Filesystem for Adapter {
     ) {
         let (fs, entry, owner) = (Arc::clone(&self.fs), name(entry), (req.uid(), req.gid()));
         let work = async move {
-            let (attr, opened) = fs.create(id(parent), &entry, mode, owner, OpenMode::from_flags(flags)).await?;
+            let (attr, opened) =
+                fs.create(fs.inode(parent.0), &entry, mode, owner, OpenMode::from_flags(flags)).await?;
             Ok::<(Found, Opened), Error>((fs.found(attr), opened))
         };
         // The kernel gives one time for name and attributes here; those of a file being written must not be kept.
-        self.ask("create", parent, work, |outcome| match outcome {
+        let back = Arc::clone(&self.fs);
+        let give_back = move |(_, opened): (Found, Opened)| async move { back.unclaimed(opened.handle).await };
+        self.ask_for(Asked::new("create", parent, req), work, give_back, |outcome| match outcome {
             Ok((found, opened)) => reply.created(
                 &found.ttl,
                 &convert::attr(&found.attr),
@@ -241,7 +271,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -252,7 +282,7 @@ impl Filesystem for Adapter {
     ) {
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.read(fh.0, offset, size as usize).await };
-        self.answer("read", ino, work, |outcome| match outcome {
+        self.answer(Asked::new("read", ino, req), work, |outcome| match outcome {
             Ok(pieces) => match pieces.as_slice() {
                 [] => reply.data(&[]),
                 [whole] => reply.data(whole),
@@ -264,7 +294,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -276,15 +306,23 @@ impl Filesystem for Adapter {
     ) {
         let length = u32::try_from(data.len()).expect("the kernel sends at most WRITE_BYTES_MAX");
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        // By anybody but root: takes set-user-id bits away.
+        let drops_bits = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && !self.fs.is_plain(fh.0);
         // Copied straight from the request where there is room for it, which is nearly always. A write that has to wait begins
         // anew with a copy of its own: it puts the same bytes in the same place.
-        match self.at_once("write", ino, self.fs.write_at_once(fh.0, offset, data, from_cache)) {
+        let work = self.fs.write_at_once(fh.0, offset, data, from_cache);
+        match self.at_once(Asked::new("write", ino, req), async { if drops_bits { None } else { work.await } }) {
             Some(Ok(())) => reply.written(length),
             Some(Err(errno)) => reply.error(errno),
             None => {
-                let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
-                let work = async move { fs.write(fh.0, offset, &data, from_cache).await };
-                self.ask("write", ino, work, move |outcome| match outcome {
+                let (fs, data, kernel) = (Arc::clone(&self.fs), data.to_vec(), self.kernel());
+                let work = async move {
+                    if drops_bits && fs.drop_set_id(fh.0).await? {
+                        kernel.forget_attr(ino);
+                    }
+                    fs.write(fh.0, offset, &data, from_cache).await
+                };
+                self.ask(Asked::new("write", ino, req), work, move |outcome| match outcome {
                     Ok(()) => reply.written(length),
                     Err(errno) => reply.error(errno),
                 });
@@ -294,20 +332,20 @@ impl Filesystem for Adapter {
 
     fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         let (fs, pid) = (Arc::clone(&self.fs), req.pid());
-        self.answer("flush", ino, async move { fs.flush(fh.0, pid).await }, |outcome| match outcome {
+        self.answer(Asked::new("flush", ino, req), async move { fs.flush(fh.0, pid).await }, |outcome| match outcome {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         });
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let fs = Arc::clone(&self.fs);
-        self.empty("fsync", ino, async move { fs.fsync(fh.0).await }, reply);
+        self.empty(Asked::new("fsync", ino, req), async move { fs.fsync(fh.0).await }, reply);
     }
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -320,14 +358,14 @@ impl Filesystem for Adapter {
             fs.release(fh.0).await;
             Ok(())
         };
-        self.empty("release", ino, work, reply);
+        self.empty(Asked::new("release", ino, req), work, reply);
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(self.fs.opendir(id(ino))), fuser::FopenFlags::empty());
+        reply.opened(FileHandle(self.fs.opendir(self.fs.inode(ino.0))), fuser::FopenFlags::empty());
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let fs = Arc::clone(&self.fs);
         let work = async move {
             let outcome = fs
@@ -338,16 +376,16 @@ impl Filesystem for Adapter {
                 .await;
             Ok((outcome, reply))
         };
-        let counters = Arc::clone(&self.counters);
-        self.answer("readdir", ino, work, move |outcome| match outcome {
+        let (counters, asked) = (Arc::clone(&self.counters), Asked::new("readdir", ino, req));
+        self.answer(asked, work, move |outcome| match outcome {
             Ok((Ok(()), reply)) => reply.ok(),
-            Ok((Err(error), reply)) => reply.error(counters.errno("readdir", ino.0, &error)),
+            Ok((Err(error), reply)) => reply.error(counters.errno(asked, &error)),
             // The deadline: the reply went with the work and has answered EIO.
             Err(_) => {}
         });
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let fs = Arc::clone(&self.fs);
         let work = async move {
             let outcome = fs
@@ -361,10 +399,10 @@ impl Filesystem for Adapter {
                 .await;
             Ok((outcome, reply))
         };
-        let counters = Arc::clone(&self.counters);
-        self.answer("readdirplus", ino, work, move |outcome| match outcome {
+        let (counters, asked) = (Arc::clone(&self.counters), Asked::new("readdirplus", ino, req));
+        self.answer(asked, work, move |outcome| match outcome {
             Ok((Ok(()), reply)) => reply.ok(),
-            Ok((Err(error), reply)) => reply.error(counters.errno("readdirplus", ino.0, &error)),
+            Ok((Err(error), reply)) => reply.error(counters.errno(asked, &error)),
             Err(_) => {}
         });
     }
@@ -379,9 +417,9 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let fs = Arc::clone(&self.fs);
-        self.ask("statfs", ino, async move { Ok(fs.statfs().await) }, |outcome| match outcome {
+        self.ask(Asked::new("statfs", ino, req), async move { Ok(fs.statfs().await) }, |outcome| match outcome {
             Ok(space) => convert::reply_statfs(&space, reply),
             Err(errno) => reply.error(errno),
         });
@@ -389,7 +427,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         key: &OsStr,
         value: &[u8],
@@ -399,22 +437,35 @@ impl Filesystem for Adapter {
     ) {
         let (fs, key, value) = (Arc::clone(&self.fs), name(key), value.to_vec());
         let mode = SetMode { create: flags & libc::XATTR_CREATE != 0, replace: flags & libc::XATTR_REPLACE != 0 };
-        self.empty("setxattr", ino, async move { fs.setxattr(id(ino), &key, &value, mode).await }, reply);
+        self.empty(
+            Asked::new("setxattr", ino, req),
+            async move { fs.setxattr(fs.inode(ino.0), &key, &value, mode).await },
+            reply,
+        );
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, key: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, key: &OsStr, size: u32, reply: ReplyXattr) {
         let (fs, key) = (Arc::clone(&self.fs), name(key));
-        self.xattr("getxattr", ino, size, async move { fs.getxattr(id(ino), &key).await }, reply);
+        self.xattr(
+            Asked::new("getxattr", ino, req),
+            size,
+            async move { fs.getxattr(fs.inode(ino.0), &key).await },
+            reply,
+        );
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let fs = Arc::clone(&self.fs);
-        self.xattr("listxattr", ino, size, async move { fs.listxattr(id(ino)).await }, reply);
+        self.xattr(Asked::new("listxattr", ino, req), size, async move { fs.listxattr(fs.inode(ino.0)).await }, reply);
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, key: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, key: &OsStr, reply: ReplyEmpty) {
         let (fs, key) = (Arc::clone(&self.fs), name(key));
-        self.empty("removexattr", ino, async move { fs.removexattr(id(ino), &key).await }, reply);
+        self.empty(
+            Asked::new("removexattr", ino, req),
+            async move { fs.removexattr(fs.inode(ino.0), &key).await },
+            reply,
+        );
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -424,7 +475,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -439,10 +490,10 @@ impl Filesystem for Adapter {
             })?;
             fs.allocate(fh.0, offset, length, what).await
         };
-        self.empty("fallocate", ino, work, reply);
+        self.empty(Asked::new("fallocate", ino, req), work, reply);
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let fs = Arc::clone(&self.fs);
         let work = async move {
             let what = match whence {
@@ -453,7 +504,7 @@ impl Filesystem for Adapter {
             let offset = u64::try_from(offset).map_err(|_| Error::refused(libc::ENXIO, "before the start"))?;
             fs.seek(fh.0, offset, what).await
         };
-        self.ask("lseek", ino, work, |outcome| match outcome {
+        self.ask(Asked::new("lseek", ino, req), work, |outcome| match outcome {
             Ok(at) => reply.offset(i64::try_from(at).expect("files are shorter than 2^63 bytes")),
             Err(errno) => reply.error(errno),
         });
@@ -461,7 +512,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -475,7 +526,7 @@ impl Filesystem for Adapter {
         let fs = Arc::clone(&self.fs);
         let len = len.min(COPY_BYTES_MAX);
         let work = async move { fs.copy_range((fh_in.0, offset_in), (fh_out.0, offset_out), len).await };
-        self.ask("copy_file_range", ino_in, work, |outcome| match outcome {
+        self.ask(Asked::new("copy_file_range", ino_in, req), work, |outcome| match outcome {
             Ok(copied) => reply.written(u32::try_from(copied).expect("at most COPY_BYTES_MAX")),
             Err(errno) => reply.error(errno),
         });

@@ -1,7 +1,7 @@
 //! `mount.dfs`: a dfs cluster as a directory.
 //!
 //! Kernel matters only: requests, handles, flags, cache policy, errno, mounting. Everything that talks to the cluster is
-//! `dfs-client`. Rooms: `fs` (the file system, without FUSE), `fuse` (the adapter), `mount`, `daemon`, `config`.
+//! `dfs-client`. Rooms: `fs` (the file system, without FUSE), `fuse` (the adapter), `mount`, `status`, `daemon`, `config`.
 //!
 //! Exit codes, as mount(8) knows them: 0 mounted (in the background) or unmounted (in the foreground), 1 wrong usage,
 //! 32 the mount failed.
@@ -11,6 +11,7 @@ mod daemon;
 mod fs;
 mod fuse;
 mod mount;
+mod status;
 
 use std::{
     fs::OpenOptions,
@@ -61,6 +62,9 @@ fn explain(mistake: &Mistake) -> ExitCode {
 
 fn start(args: &Args) -> anyhow::Result<()> {
     let mountpoint = mount::check_mountpoint(&args.mountpoint())?;
+    if args.mount_flags.remount {
+        return mount::change_flags(args, &mountpoint);
+    }
     // SAFETY: the pointer is to a NUL-terminated string; the kernel copies it.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"mount.dfs".as_ptr()) };
     if args.foreground {

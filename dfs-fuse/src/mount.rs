@@ -7,11 +7,12 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use dfs_client::Dfs;
+use dfs_client::{Dfs, mounts};
+use dfs_common::{ErrorCode, FileKind, InodeId};
 use fuser::{Config, Session, SessionACL};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -24,6 +25,7 @@ use crate::{
     config::Args,
     fs::{self, Fs},
     fuse::{Adapter, Counters},
+    status::{self, Facts, Socket},
 };
 
 /// Threads that read requests. Two keep a reader and a writer from waiting for each other's copies; more gained nothing.
@@ -75,7 +77,7 @@ pub(crate) async fn run(args: &Args, mountpoint: &Path, on_ready: impl FnOnce())
     };
     let counters = Arc::new(Counters::default());
     let outcome = async {
-        let mut ended = attach(args, mountpoint, &dfs, Arc::clone(&counters)).await?;
+        let (mut ended, _socket) = attach(args, mountpoint, &dfs, Arc::clone(&counters)).await?;
         tracing::info!(mountpoint = %mountpoint.display(), "mounted");
         on_ready();
         tokio::select! {
@@ -94,6 +96,50 @@ pub(crate) async fn run(args: &Args, mountpoint: &Path, on_ready: impl FnOnce())
     }
     tracing::info!(%counters, "unmounted");
     outcome
+}
+
+/// Changes the kernel's flags of a mount that is there, for `mount -o remount`.
+///
+/// # Errors
+/// It is no mount of dfs, or the kernel refuses.
+pub(crate) fn change_flags(args: &Args, mountpoint: &Path) -> anyhow::Result<()> {
+    let place = mountpoint.display();
+    if mounts::is_mounted(mountpoint).with_context(|| format!("cannot tell what is mounted on {place}"))? {
+        device::change_flags(&request(args, mountpoint))
+    } else {
+        bail!("{place} is no mount of dfs: leave out remount, and it is mounted")
+    }
+}
+
+fn request(args: &Args, mountpoint: &Path) -> device::Request {
+    device::Request {
+        mountpoint: mountpoint.to_owned(),
+        source: args.source(),
+        read_only: args.read_only,
+        allow_other: args.serves_others(device::is_root()),
+        default_permissions: args.checks_permissions(device::is_root()),
+        flags: args.mount_flags,
+    }
+}
+
+/// The inode of the directory that becomes the root of the mount.
+async fn find_root(dfs: &Dfs, names: &[String]) -> anyhow::Result<InodeId> {
+    let mut ino = InodeId::ROOT;
+    for (i, name) in names.iter().enumerate() {
+        let path = || format!("/{}", names[..=i].join("/"));
+        let attr = dfs.lookup(ino, name.as_bytes()).await.map_err(|error| match error.code {
+            ErrorCode::NotFound => anyhow!(
+                "there is no {} in the cluster; make it (dfsctl mkdir {0}), or mount a directory that is there",
+                path()
+            ),
+            _ => anyhow!(error).context(format!("cannot find {} in the cluster", path())),
+        })?;
+        if attr.kind != FileKind::Directory {
+            bail!("{} is no directory of the cluster ({:?}): only directories can be mounted", path(), attr.kind);
+        }
+        ino = attr.ino;
+    }
+    Ok(ino)
 }
 
 async fn connect(args: &Args, mountpoint: &Path) -> anyhow::Result<Dfs> {
@@ -121,20 +167,17 @@ async fn attach(
     mountpoint: &Path,
     dfs: &Dfs,
     counters: Arc<Counters>,
-) -> anyhow::Result<oneshot::Receiver<std::io::Result<()>>> {
-    let options = fs::Options { read_only: args.read_only, cache_ttl: args.cache.0 };
-    let fs = Arc::new(Fs::new(dfs.clone(), options));
-    let adapter = Adapter::new(fs, tokio::runtime::Handle::current(), args.client.deadline.0, counters);
-    let kernel = adapter.kernel();
-    let request = device::Request {
-        mountpoint: mountpoint.to_owned(),
-        // As in fstab, so that mount(8) finds out that it is mounted already.
-        source: args.client.meta.join(","),
-        read_only: args.read_only,
-        allow_other: args.allow_other,
-        default_permissions: args.default_permissions || args.allow_other && device::is_root(),
-        flags: args.mount_flags,
+) -> anyhow::Result<(oneshot::Receiver<std::io::Result<()>>, Option<Socket>)> {
+    let options = fs::Options {
+        root: find_root(dfs, &args.subtree).await?,
+        write_once: args.write_once,
+        cache_ttl: args.cache.0,
     };
+    let fs = Arc::new(Fs::new(dfs.clone(), options));
+    let adapter = Adapter::new(fs, tokio::runtime::Handle::current(), args.client.deadline.0, Arc::clone(&counters));
+    let kernel = adapter.kernel();
+    let facts = Facts { dfs: dfs.clone(), flights: adapter.flights(), counters, since: Instant::now() };
+    let request = request(args, mountpoint);
     let session = spawn_blocking(move || -> anyhow::Result<_> {
         let device = device::attach(&request)?;
         let mut config = Config::default();
@@ -156,16 +199,24 @@ async fn attach(
     if outcome.is_err() {
         detach(mountpoint).await?;
     }
-    outcome.map(|()| ended)
+    Ok((ended, open_socket(args, outcome?, facts)))
 }
 
-/// Asks the new mount for its root.
-async fn first_look(mountpoint: &Path, patience: Duration) -> anyhow::Result<()> {
+/// Opens the status socket. A mount without one works, so that its failure is no reason to fail.
+fn open_socket(args: &Args, device: u64, facts: Facts) -> Option<Socket> {
+    let run_dir = args.run_dir.clone().unwrap_or_else(|| mounts::run_dir(device::is_root()));
+    status::serve(&run_dir, libc::minor(device), facts)
+        .inspect_err(|error| tracing::warn!("no status socket, so `dfsctl mount` cannot ask this mount: {error:#}"))
+        .ok()
+}
+
+/// Asks the new mount for its root; gives its device.
+async fn first_look(mountpoint: &Path, patience: Duration) -> anyhow::Result<u64> {
     let path = mountpoint.to_owned();
-    let look = spawn_blocking(move || -> std::io::Result<()> {
+    let look = spawn_blocking(move || -> std::io::Result<u64> {
         let device = std::fs::metadata(&path)?.dev();
         set_read_ahead(device);
-        Ok(())
+        Ok(device)
     });
     match timeout(patience + Duration::from_secs(2), look).await {
         Ok(Ok(outcome)) => outcome.context("the mount was made, but its root directory does not answer"),

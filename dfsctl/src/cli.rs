@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use dfs_client::config::ClientArgs;
 
 use crate::{
-    cmd::{change, clone, cluster, dev, events, explain, fsck, meta, namespace, repair, transfer, trash, wait},
+    cmd::{change, clone, cluster, dev, events, explain, fsck, meta, mount, namespace, repair, transfer, trash, wait},
     exit,
 };
 
@@ -104,6 +104,8 @@ pub enum Verb {
     Wait(wait::Wait),
     /// Look at the metadata nodes
     Meta(meta::Meta),
+    /// Look at the mounts of this machine
+    Mount(mount::Mount),
     /// Watch and steer how lost copies are replaced
     Repair(repair::Repair),
     /// Run a whole cluster on this machine

@@ -8,6 +8,7 @@ pub mod events;
 pub mod explain;
 pub mod fsck;
 pub mod meta;
+pub mod mount;
 pub mod namespace;
 pub mod repair;
 pub mod transfer;
@@ -48,6 +49,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Events(args) => events::run(&context, &args),
         Verb::Wait(args) => wait::wait(&context, &args),
         Verb::Meta(args) => meta::run(&context, &args),
+        Verb::Mount(args) => mount::run(&context, &args),
         Verb::Repair(args) => repair::run(&context, &args),
         Verb::Dev(args) => dev::run(&context, args),
     }

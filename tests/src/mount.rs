@@ -118,7 +118,8 @@ impl Drop for Mount {
 /// Whether something is mounted at `path`, asked without touching it.
 #[must_use]
 pub fn is_mounted(path: &Path) -> bool {
-    let wanted = path.display().to_string();
+    // Blanks stand there in octal.
+    let wanted = path.display().to_string().replace(' ', "\\040");
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     table.lines().any(|line| line.split(' ').nth(4) == Some(&wanted))
 }

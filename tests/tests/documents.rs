@@ -184,3 +184,39 @@ fn the_port_table_is_the_one_of_the_code() -> Result<()> {
     }
     Ok(())
 }
+
+/// `mount.dfs` understands a line as mount(8) would give it.
+fn check_mount(source: &str, place: &str, options: &str) -> Result<mount_config::Args> {
+    let line = ["mount.dfs", source, place, "-o", options];
+    mount_config::Args::parse_from_args(line.map(Into::into)).with_context(|| format!("{source} {place} {options}"))
+}
+
+#[test]
+fn the_examples_of_mounts_are_understood() -> Result<()> {
+    let example = |name: &str| fs::read_to_string(document("operations/examples").join(name));
+    let fstab = example("fstab")?;
+    let lines: Vec<_> = fstab.lines().filter(|line| !line.starts_with('#')).collect();
+    ensure!(lines.len() == 3, "{lines:?}");
+    for line in lines {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        ensure!(fields.len() == 6 && fields[2] == "dfs", "{line}");
+        let args = check_mount(fields[0], fields[1], fields[3])?;
+        ensure!(args.source() == fields[0] && args.mountpoint() == PathBuf::from(fields[1]), "{line}");
+    }
+    let unit = example("mnt-dfs.mount")?;
+    let value = |text: &str, key: &str| {
+        let found = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned));
+        found.with_context(|| format!("no {key}"))
+    };
+    let place = value(&unit, "Where")?;
+    check_mount(&value(&unit, "What")?, &place, &value(&unit, "Options")?)?;
+    ensure!(value(&unit, "Type")? == "dfs" && place == value(&example("mnt-dfs.automount")?, "Where")?);
+    // The rule of systemd-escape --path.
+    ensure!(place.trim_start_matches('/').replace('/', "-") == "mnt-dfs", "{place}");
+    let map = example("auto.dfs")?;
+    let line = map.lines().find(|line| !line.starts_with('#')).context("a line")?;
+    let fields: Vec<_> = line.split_whitespace().collect();
+    let options = fields[1].strip_prefix("-fstype=dfs,").context("the type")?;
+    check_mount(&fields[2].replace('\\', "").replace('&', "moon"), "/dfs/moon", options)?;
+    Ok(())
+}

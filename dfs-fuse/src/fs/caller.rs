@@ -46,6 +46,37 @@ fn parse_stat(stat: &str) -> Closing {
     }
 }
 
+/// What waits to be delivered to a thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pending {
+    /// Nothing that would end a wait, or it cannot be known.
+    Nothing,
+    /// A signal that it neither blocks nor ignores.
+    Signal,
+    /// Its end: SIGKILL, or another signal that ends the process, which the kernel turns into SIGKILL for each thread.
+    Kill,
+}
+
+/// Asks which signals wait for thread `pid` (proc(5): SigPnd and the others of /proc/PID/status).
+pub(crate) fn pending(pid: u32) -> Pending {
+    fs::read_to_string(format!("/proc/{pid}/status")).map_or(Pending::Nothing, |status| parse_pending(&status))
+}
+
+fn parse_pending(status: &str) -> Pending {
+    let set = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0)
+    };
+    let waiting = set("SigPnd") | set("ShdPnd");
+    if waiting & 1 << (libc::SIGKILL - 1) != 0 {
+        Pending::Kill
+    } else if waiting & !set("SigBlk") & !set("SigIgn") != 0 {
+        Pending::Signal
+    } else {
+        Pending::Nothing
+    }
+}
+
 /// Whether `pid` itself still has a writable descriptor of inode `ino` open: then the close in progress is of a duplicate,
 /// as in a shell's `> file`, which opens, dup2s and closes before the command has written anything.
 pub(crate) fn holds_another(pid: u32, ino: InodeId) -> bool {
@@ -100,6 +131,22 @@ mod tests {
         assert_eq!(parse_stat(""), Closing::Explicitly);
         assert_eq!(parse_stat("1 (x) R"), Closing::Explicitly);
         assert_eq!(closing(std::process::id()), Closing::Explicitly);
+    }
+
+    #[test]
+    fn signals_that_wait_are_told_apart() {
+        let status = |own: u64, shared: u64, blocked: u64, ignored: u64| {
+            format!(
+                "Name:\tx\nSigPnd:\t{own:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\n"
+            )
+        };
+        assert_eq!(parse_pending(&status(0, 0, 0, 0)), Pending::Nothing);
+        assert_eq!(parse_pending(&status(0x100, 0, 0, 0)), Pending::Kill);
+        assert_eq!(parse_pending(&status(0, 0x100, 0, 0)), Pending::Kill);
+        assert_eq!(parse_pending(&status(0x2000, 0, 0, 0)), Pending::Signal);
+        assert_eq!(parse_pending(&status(0x2000, 0x2, 0x2000, 0x2)), Pending::Nothing);
+        assert_eq!(parse_pending(""), Pending::Nothing);
+        assert_eq!(pending(std::process::id()), Pending::Nothing);
     }
 
     #[test]

@@ -108,7 +108,8 @@ impl<B: Backend> Fs<B> {
             *cursor = Cursor::default();
         }
         self.go_to(stream.ino, &mut cursor, offset.saturating_sub(2), with_attrs).await?;
-        let parent = cursor.parent.unwrap_or(stream.ino);
+        // Nothing above the root of the mount is told.
+        let parent = cursor.parent.filter(|_| stream.ino != self.options.root).unwrap_or(stream.ino);
         for (at, name, ino) in [(0, &b"."[..], stream.ino), (1, b"..", parent)] {
             let attr = with_attrs.then(|| Found { attr: directory(ino), ttl: Duration::ZERO });
             if offset <= at && sink(Entry { name, ino, kind: FileKind::Directory, next: at + 1, attr }) {

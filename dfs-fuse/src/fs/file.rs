@@ -16,7 +16,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use dfs_client::NewFile;
-use dfs_common::{Attr, FileId, FileKind, InodeId};
+use dfs_common::{Attr, FileId, FileKind, InodeId, SetAttr};
 
 use super::{
     Fs,
@@ -91,6 +91,14 @@ impl OpenMode {
     }
 }
 
+/// A mode after a write by somebody who may not set such bits. Set-group-id without the right to execute means something else
+/// (mandatory locks) and stays.
+fn without_set_id(mode: u32) -> u32 {
+    let both = libc::S_ISGID | libc::S_IXGRP;
+    let group = if mode & both == both { libc::S_ISGID } else { 0 };
+    mode & !(libc::S_ISUID | group)
+}
+
 impl<B: Backend> Fs<B> {
     /// Creates and opens a file.
     pub(crate) async fn create(
@@ -101,7 +109,6 @@ impl<B: Backend> Fs<B> {
         owner: (u32, u32),
         open: OpenMode,
     ) -> Result<(Attr, Opened), Error> {
-        self.check_writable()?;
         let file = NewFile { mode: mode & 0o7777, uid: owner.0, gid: owner.1, exclusive: open.exclusive };
         let created = self.backend.create(parent, name, file).await?;
         let ino = created.attr.ino;
@@ -127,8 +134,26 @@ impl<B: Backend> Fs<B> {
         if mode.write || mode.truncate { self.open_write(ino, mode).await } else { self.open_read(ino).await }
     }
 
+    /// With `write_once`: whether the content of `ino` may still be changed by somebody who did not create it.
+    async fn check_unpublished(&self, ino: InodeId) -> Result<(), Error> {
+        if !self.options.write_once || self.inodes.get(ino).is_some_and(|inode| inode.is_unpublished_writer()) {
+            return Ok(());
+        }
+        if self.backend.getattr(ino).await?.file_id.is_none() {
+            return Ok(());
+        }
+        if lock(&self.refused).put(ino, ()).is_none() {
+            tracing::warn!(
+                ino = ino.0,
+                "a write to a published file was refused with EPERM, since this mount has -o write_once; write a new file and \
+                 rename it over the old one, or mount without write_once"
+            );
+        }
+        Err(Error::refused(libc::EPERM, "the file is published, and the mount has write_once"))
+    }
+
     async fn open_write(&self, ino: InodeId, mode: OpenMode) -> Result<Opened, Error> {
-        self.check_writable()?;
+        self.check_unpublished(ino).await?;
         let inode = self.inodes.acquire(ino, Role::Write);
         lock(&self.pages).soil(ino);
         let prepared = match mode {
@@ -239,10 +264,30 @@ impl<B: Backend> Fs<B> {
         Ok(writer.write_at(offset, data).await?)
     }
 
+    /// Whether a file is known to have no bits that a write takes away.
+    pub(crate) fn is_plain(&self, handle: u64) -> bool {
+        let mode = self.handles.get(handle).ok().and_then(|handle| handle.inode().last_attr()).map(|attr| attr.mode);
+        mode.is_some_and(|mode| without_set_id(mode) == mode)
+    }
+
+    /// Takes the set-user-id and set-group-id bits of a program away, since its content changes; whether there were any.
+    pub(crate) async fn drop_set_id(&self, handle: u64) -> Result<bool, Error> {
+        let inode = Arc::clone(self.handles.get(handle)?.inode());
+        let mode = self.getattr(inode.ino, None).await?.attr.mode;
+        let plain = without_set_id(mode);
+        if plain != mode {
+            self.setattr(inode.ino, None, None, SetAttr { mode: Some(plain), ..SetAttr::default() }).await?;
+        }
+        Ok(plain != mode)
+    }
+
     /// Sets the size, by a handle or by path. By path nobody flushes afterwards, so it is published here, unless somebody
     /// is writing the file and will publish it.
-    pub(crate) async fn resize(&self, ino: InodeId, size: u64) -> Result<(), Error> {
-        self.check_writable()?;
+    pub(crate) async fn resize(&self, ino: InodeId, handle: Option<u64>, size: u64) -> Result<(), Error> {
+        let by_writer = handle.and_then(|handle| self.handles.get(handle).ok());
+        if !by_writer.is_some_and(|handle| matches!(*handle, Handle::Write { .. })) {
+            self.check_unpublished(ino).await?;
+        }
         let inode = self.inodes.acquire(ino, Role::Write);
         let outcome = self.resize_open(&inode, size).await;
         self.release_write(&inode).await;
@@ -300,6 +345,14 @@ impl<B: Backend> Fs<B> {
             }
             Handle::Write { inode, .. } => self.release_write(inode).await,
         }
+    }
+
+    /// A handle that nobody will use: whoever asked for it was killed, or was told of an error. Nothing of it is published.
+    pub(crate) async fn unclaimed(&self, handle: u64) {
+        if let Ok(Handle::Write { inode, .. }) = self.handles.get(handle).as_deref() {
+            inode.set_killed();
+        }
+        self.release(handle).await;
     }
 
     /// What is not published, or the error that the writer has failed with.

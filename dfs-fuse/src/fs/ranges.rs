@@ -46,7 +46,6 @@ impl Allocate {
 impl<B: Backend> Fs<B> {
     /// Copies a range from one open file to another; how many bytes, which may be fewer than `len`, 0 only at the end.
     pub(crate) async fn copy_range(&self, from: (u64, u64), to: (u64, u64), len: u64) -> Result<u64, Error> {
-        self.check_writable()?;
         let (source, target) = (self.handles.get(from.0)?, self.handles.get(to.0)?);
         let Handle::Write { inode, .. } = &*target else {
             return Err(Error::refused(libc::EBADF, "the target of a copy was opened for reading"));
@@ -91,7 +90,6 @@ impl<B: Backend> Fs<B> {
 
     /// fallocate(2).
     pub(crate) async fn allocate(&self, handle: u64, offset: u64, len: u64, what: Allocate) -> Result<(), Error> {
-        self.check_writable()?;
         let handle = self.handles.get(handle)?;
         let Handle::Write { inode, .. } = &*handle else {
             return Err(Error::refused(libc::EBADF, "the handle was opened for reading"));

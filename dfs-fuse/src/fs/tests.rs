@@ -21,11 +21,11 @@ struct Mount {
 
 impl Mount {
     fn new() -> Self {
-        Self::of(&FakeCluster::default(), false)
+        Self::of(&FakeCluster::default())
     }
 
-    fn of(cluster: &FakeCluster, read_only: bool) -> Self {
-        let options = Options { read_only, cache_ttl: Duration::from_secs(1) };
+    fn of(cluster: &FakeCluster) -> Self {
+        let options = Options { root: InodeId::ROOT, write_once: false, cache_ttl: Duration::from_secs(1) };
         Self { cluster: cluster.clone(), fs: Fs::new(cluster.clone(), options) }
     }
 
@@ -235,11 +235,11 @@ async fn a_time_set_between_write_and_close_survives_the_publication() {
     let (ino, handle) = mount.create("f").await;
     mount.write(handle, 0, "x").await;
     let change = SetAttr { mtime: Some(SetTime::At(42)), ..SetAttr::default() };
-    mount.fs.setattr(ino, None, change).await.expect("utimensat");
+    mount.fs.setattr(ino, None, None, change).await.expect("utimensat");
     mount.close(handle).await;
     assert_eq!(mount.cluster.attr(ino).mtime_ns, 42);
     let handle = mount.open(ino, WRITE).await.handle;
-    mount.fs.setattr(ino, None, change).await.expect("utimensat");
+    mount.fs.setattr(ino, None, None, change).await.expect("utimensat");
     mount.write(handle, 0, "y").await;
     mount.close(handle).await;
     assert_ne!(mount.cluster.attr(ino).mtime_ns, 42, "a later write counts again");
@@ -268,9 +268,9 @@ async fn attributes_of_a_removed_new_file_can_still_be_changed() {
     let mount = Mount::new();
     let (ino, handle) = mount.create("f").await;
     let mode = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
-    mount.fs.setattr(ino, None, mode(0o600)).await.expect("set");
+    mount.fs.setattr(ino, None, None, mode(0o600)).await.expect("set");
     mount.fs.unlink(InodeId::ROOT, b"f").await.expect("removed");
-    let found = mount.fs.setattr(ino, None, mode(0o640)).await.expect("set");
+    let found = mount.fs.setattr(ino, None, None, mode(0o640)).await.expect("set");
     assert_eq!(found.attr.mode & 0o777, 0o640);
     assert_eq!(mount.fs.getattr(ino, Some(handle)).await.expect("found").attr.mode & 0o777, 0o640);
     mount.close(handle).await;
@@ -284,7 +284,7 @@ async fn attributes_of_a_new_file_go_with_its_publication() {
     let owner = SetAttr { uid: Some(7), gid: Some(8), ..SetAttr::default() };
     let times = SetAttr { atime: Some(SetTime::At(41)), mtime: Some(SetTime::At(42)), ..SetAttr::default() };
     for change in [owner, times, SetAttr { mode: Some(0o600), ..SetAttr::default() }] {
-        mount.fs.setattr(ino, None, change).await.expect("set");
+        mount.fs.setattr(ino, None, None, change).await.expect("set");
     }
     let facts = |attr: Attr| (attr.uid, attr.gid, attr.atime_ns, attr.mtime_ns, attr.mode);
     let set = (7, 8, 41, 42, 0o600);
@@ -292,7 +292,7 @@ async fn attributes_of_a_new_file_go_with_its_publication() {
     assert_ne!(facts(mount.cluster.attr(ino)), set, "no call of their own");
     mount.close(handle).await;
     assert_eq!(facts(mount.cluster.attr(ino)), set);
-    mount.fs.setattr(ino, None, SetAttr { mode: Some(0o640), ..SetAttr::default() }).await.expect("set");
+    mount.fs.setattr(ino, None, None, SetAttr { mode: Some(0o640), ..SetAttr::default() }).await.expect("set");
     assert_eq!(mount.cluster.attr(ino).mode, 0o640, "a published file changes at once");
 }
 
@@ -336,12 +336,12 @@ async fn a_file_that_was_never_published_is_read_through_its_writer() {
 async fn truncate_by_path_publishes_at_once() {
     let mount = Mount::new();
     let ino = mount.file("f", "12345").await;
-    let found = mount.fs.setattr(ino, Some(2), SetAttr::default()).await.expect("truncate");
+    let found = mount.fs.setattr(ino, None, Some(2), SetAttr::default()).await.expect("truncate");
     assert_eq!(found.attr.size, 2);
     assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"12"[..]));
     assert_eq!(mount.fs.inodes.len(), 0);
     let handle = mount.open(ino, WRITE).await.handle;
-    mount.fs.setattr(ino, Some(4), SetAttr::default()).await.expect("ftruncate");
+    mount.fs.setattr(ino, None, Some(4), SetAttr::default()).await.expect("ftruncate");
     assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"12"[..]), "an open writer publishes at its close");
     mount.close(handle).await;
     assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"12\0\0"[..]));
@@ -412,36 +412,6 @@ async fn exclusive_creation_and_creation_of_what_exists() {
     assert_eq!(same, ino);
     mount.close(handle).await;
     assert_eq!(mount.cluster.content("f").as_deref(), Some(&b"text"[..]), "without O_TRUNC the content stays");
-}
-
-#[tokio::test]
-async fn a_read_only_mount_refuses_every_change_at_once() {
-    let cluster = FakeCluster::default();
-    let ino = Mount::of(&cluster, false).file("f", "text").await;
-    let mount = Mount::of(&cluster, true);
-    let (root, name, owner) = (InodeId::ROOT, &b"n"[..], (0, 0));
-    let mode = OpenMode::from_flags(WRITE);
-    let xattr = xattr::SetMode { create: false, replace: false };
-    let fs = &mount.fs;
-    let outcomes = [
-        fs.open(ino, mode).await.map(drop),
-        fs.create(root, name, 0, owner, mode).await.map(drop),
-        fs.mkdir(root, name, 0, owner).await.map(drop),
-        fs.symlink(root, name, b"t", owner).await.map(drop),
-        fs.link(ino, root, name).await.map(drop),
-        fs.unlink(root, b"f").await,
-        fs.rmdir(root, b"f").await,
-        fs.rename((root, b"f"), (root, name), RenameFlags::default()).await,
-        fs.setattr(ino, Some(0), SetAttr::default()).await.map(drop),
-        fs.setattr(ino, None, SetAttr { mode: Some(0), ..SetAttr::default() }).await.map(drop),
-        fs.setxattr(ino, b"user.a", b"", xattr).await,
-        fs.removexattr(ino, b"user.a").await,
-    ];
-    for (index, outcome) in outcomes.into_iter().enumerate() {
-        assert_eq!(outcome.expect_err("refused").errno(), libc::EROFS, "{index}");
-    }
-    let reader = mount.open(ino, READ).await.handle;
-    assert_eq!(mount.read(reader).await, "text");
 }
 
 #[tokio::test]

@@ -78,14 +78,12 @@ impl<B: Backend> Fs<B> {
 
     /// Sets an attribute.
     pub(crate) async fn setxattr(&self, ino: InodeId, name: &[u8], value: &[u8], mode: SetMode) -> Result<(), Error> {
-        self.check_writable()?;
         check_kept(name)?;
         Ok(self.backend.setxattr(ino, name, value, mode.create, mode.replace).await?)
     }
 
     /// Removes an attribute.
     pub(crate) async fn removexattr(&self, ino: InodeId, name: &[u8]) -> Result<(), Error> {
-        self.check_writable()?;
         check_kept(name)?;
         Ok(self.backend.removexattr(ino, name).await?)
     }

@@ -2,25 +2,28 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use dfs_client::Dfs;
+use dfs_client::{Dfs, mounts::Trouble};
 use fuser::{Errno, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    time::{sleep, timeout},
+};
 
-use super::convert;
-use crate::fs::{Found, Fs, error::Error};
-
-/// How much longer than one cluster operation an answer may take: several operations in a row, or many chunks to store.
-const PATIENCE: u32 = 4;
+use super::{
+    convert,
+    flights::{Asked, Flights, watch},
+};
+use crate::fs::{Found, Fs, error::Error, inode::lock};
 
 /// The adapter between FUSE and the file system.
 pub(crate) struct Adapter {
@@ -29,6 +32,7 @@ pub(crate) struct Adapter {
     deadline: Duration,
     pub(super) counters: Arc<Counters>,
     kernel: Kernel,
+    flights: Arc<Flights>,
 }
 
 /// The way to tell the kernel something on our own; there once the session is.
@@ -59,22 +63,37 @@ pub(crate) struct Counters {
     requests: AtomicU64,
     refusals: AtomicU64,
     failures: AtomicU64,
+    last_error: Mutex<Option<Trouble>>,
 }
 
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [requests, refusals, failures] =
-            [&self.requests, &self.refusals, &self.failures].map(|counter| counter.load(Ordering::Relaxed));
+        let (requests, refusals, failures) = self.counts();
         write!(f, "{requests} requests, {refusals} refused, {failures} failed")
     }
 }
 
 impl Counters {
+    /// Operations so far: all, refused, failed.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (count(&self.requests), count(&self.refusals), count(&self.failures))
+    }
+
+    /// The last operation that failed.
+    pub(crate) fn last_error(&self) -> Option<Trouble> {
+        lock(&self.last_error).clone()
+    }
+
     /// The only place where errors of operations are logged and become an errno.
-    pub(super) fn errno(&self, operation: &'static str, ino: u64, error: &Error) -> Errno {
+    pub(super) fn errno(&self, asked: Asked, error: &Error) -> Errno {
+        let (operation, ino) = (asked.operation, asked.ino.0);
         if error.is_remarkable() {
             self.failures.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(operation, ino, %error, "operation failed");
+            let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let trouble = Trouble { operation: operation.to_owned(), ino, text: error.to_string(), at_s: at.as_secs() };
+            *lock(&self.last_error) = Some(trouble);
         } else {
             self.refusals.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(operation, ino, %error, errno = error.errno(), "operation refused");
@@ -83,10 +102,20 @@ impl Counters {
     }
 }
 
+/// What is given back when nothing has to be.
+async fn forget<T>(_: T) {}
+
 impl Adapter {
     /// An adapter whose answers run on `runtime` and take at most a few times `deadline`.
     pub(crate) fn new(fs: Arc<Fs<Dfs>>, runtime: Handle, deadline: Duration, counters: Arc<Counters>) -> Self {
-        Self { fs, runtime, deadline, counters, kernel: Kernel::default() }
+        let flights = Arc::default();
+        runtime.spawn(watch(Arc::downgrade(&flights)));
+        Self { fs, runtime, deadline, counters, kernel: Kernel::default(), flights }
+    }
+
+    /// The operations that wait.
+    pub(crate) fn flights(&self) -> Arc<Flights> {
+        Arc::clone(&self.flights)
     }
 
     /// The way to tell the kernel something.
@@ -95,42 +124,36 @@ impl Adapter {
     }
 
     /// Runs `work`, which likely has its outcome at hand, and hands it to `reply`.
-    pub(super) fn answer<T, W>(
-        &self,
-        operation: &'static str,
-        ino: INodeNo,
-        work: W,
-        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
-    ) where
+    pub(super) fn answer<T, W>(&self, asked: Asked, work: W, reply: impl FnOnce(Result<T, Errno>) + Send + 'static)
+    where
         T: Send + 'static,
         W: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let mut answer = Box::pin(self.answering(operation, ino, work, reply));
+        let mut answer = Box::pin(self.answering(asked, work, forget, reply));
         let _runtime = self.runtime.enter();
         let first = catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))));
         match first {
             Ok(poll) if poll.is_pending() => drop(self.runtime.spawn(answer)),
             Ok(_) => {}
             // The reply answers EIO when it is dropped; the mount lives on.
-            Err(_) => tracing::error!(operation, ino = ino.0, "an operation panicked"),
+            Err(_) => tracing::error!(asked.operation, ino = asked.ino.0, "an operation panicked"),
         }
     }
 
     /// The outcome of `work` if it has one and need not wait for anything; else `work` is dropped where it began to wait.
     pub(super) fn at_once<T>(
         &self,
-        operation: &'static str,
-        ino: INodeNo,
+        asked: Asked,
         work: impl Future<Output = Option<Result<T, Error>>>,
     ) -> Option<Result<T, Errno>> {
         let _runtime = self.runtime.enter();
         let work = std::pin::pin!(work);
         let polled = catch_unwind(AssertUnwindSafe(|| work.poll(&mut Context::from_waker(Waker::noop()))));
         let outcome = match polled {
-            Ok(Poll::Ready(outcome)) => outcome?.map_err(|error| self.counters.errno(operation, ino.0, &error)),
+            Ok(Poll::Ready(outcome)) => outcome?.map_err(|error| self.counters.errno(asked, &error)),
             Ok(Poll::Pending) => return None,
             Err(_) => {
-                tracing::error!(operation, ino = ino.0, "an operation panicked");
+                tracing::error!(asked.operation, ino = asked.ino.0, "an operation panicked");
                 Err(Errno::EIO)
             }
         };
@@ -140,45 +163,81 @@ impl Adapter {
 
     /// Runs `work`, which asks the cluster in any case, and hands its outcome to `reply`. Begun on the runtime, all its steps
     /// wake nobody; begun here, each message to the runtime's tasks would wake it.
-    pub(super) fn ask<T, W>(
+    pub(super) fn ask<T, W>(&self, asked: Asked, work: W, reply: impl FnOnce(Result<T, Errno>) + Send + 'static)
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        self.ask_for(asked, work, forget, reply);
+    }
+
+    /// As [`Self::ask`]; an outcome that nobody waits for any more is given to `give_back`.
+    pub(super) fn ask_for<T, W, G, B>(
         &self,
-        operation: &'static str,
-        ino: INodeNo,
+        asked: Asked,
         work: W,
+        give_back: G,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) where
         T: Send + 'static,
         W: Future<Output = Result<T, Error>> + Send + 'static,
+        G: FnOnce(T) -> B + Send + 'static,
+        B: Future<Output = ()> + Send + 'static,
     {
-        drop(self.runtime.spawn(self.answering(operation, ino, work, reply)));
+        drop(self.runtime.spawn(self.answering(asked, work, give_back, reply)));
     }
 
-    fn answering<T, W>(
+    fn answering<T, W, G, B>(
         &self,
-        operation: &'static str,
-        ino: INodeNo,
+        asked: Asked,
         work: W,
+        give_back: G,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) -> impl Future<Output = ()> + Send + 'static
     where
         T: Send + 'static,
         W: Future<Output = Result<T, Error>> + Send + 'static,
+        G: FnOnce(T) -> B + Send + 'static,
+        B: Future<Output = ()> + Send + 'static,
     {
-        let patience = self.deadline * PATIENCE;
-        let counters = Arc::clone(&self.counters);
+        let patience = asked.patience(self.deadline);
+        let (counters, flights) = (Arc::clone(&self.counters), Arc::clone(&self.flights));
         counters.requests.fetch_add(1, Ordering::Relaxed);
         async move {
-            let outcome = tokio::time::timeout(patience, work).await.unwrap_or(Err(Error::Late(patience)));
-            reply(outcome.map_err(|error| counters.errno(operation, ino.0, &error)));
+            let mut work = std::pin::pin!(work);
+            // Most have their outcome without waiting, and need no place among those that wait.
+            let outcome = match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+                Poll::Ready(outcome) => Ok(outcome),
+                Poll::Pending => {
+                    let mut place = flights.begin(asked);
+                    tokio::select! {
+                        biased;
+                        outcome = work.as_mut() => Ok(outcome),
+                        why = place.ended() => Err(why.error()),
+                        () = sleep(patience) => Err(Error::Late(patience)),
+                    }
+                }
+            };
+            match outcome {
+                Ok(outcome) => reply(outcome.map_err(|error| counters.errno(asked, &error))),
+                Err(error) => {
+                    reply(Err(counters.errno(asked, &error)));
+                    if asked.goes_on()
+                        && let Ok(Ok(unclaimed)) = timeout(patience, work).await
+                    {
+                        give_back(unclaimed).await;
+                    }
+                }
+            }
         }
     }
 
-    pub(super) fn entry<W>(&self, operation: &'static str, ino: INodeNo, work: W, reply: ReplyEntry)
+    pub(super) fn entry<W>(&self, asked: Asked, work: W, reply: ReplyEntry)
     where
         W: Future<Output = Result<Found, Error>> + Send + 'static,
     {
         let entry_ttl = self.fs.entry_ttl();
-        self.ask(operation, ino, work, move |outcome| match outcome {
+        self.ask(asked, work, move |outcome| match outcome {
             Ok(found) => {
                 reply.entry_with_ttls(&found.ttl, &entry_ttl, &convert::attr(&found.attr), Generation(0));
             }
@@ -186,31 +245,31 @@ impl Adapter {
         });
     }
 
-    pub(super) fn empty<W>(&self, operation: &'static str, ino: INodeNo, work: W, reply: ReplyEmpty)
+    pub(super) fn empty<W>(&self, asked: Asked, work: W, reply: ReplyEmpty)
     where
         W: Future<Output = Result<(), Error>> + Send + 'static,
     {
-        self.ask(operation, ino, work, move |outcome| match outcome {
+        self.ask(asked, work, move |outcome| match outcome {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         });
     }
 
-    pub(super) fn attr<W>(&self, operation: &'static str, ino: INodeNo, work: W, reply: ReplyAttr)
+    pub(super) fn attr<W>(&self, asked: Asked, work: W, reply: ReplyAttr)
     where
         W: Future<Output = Result<Found, Error>> + Send + 'static,
     {
-        self.ask(operation, ino, work, move |outcome| match outcome {
+        self.ask(asked, work, move |outcome| match outcome {
             Ok(found) => reply.attr(&found.ttl, &convert::attr(&found.attr)),
             Err(errno) => reply.error(super::of_inode(errno)),
         });
     }
 
-    pub(super) fn xattr<W>(&self, operation: &'static str, ino: INodeNo, size: u32, work: W, reply: ReplyXattr)
+    pub(super) fn xattr<W>(&self, asked: Asked, size: u32, work: W, reply: ReplyXattr)
     where
         W: Future<Output = Result<Vec<u8>, Error>> + Send + 'static,
     {
-        self.ask(operation, ino, work, move |outcome| match outcome {
+        self.ask(asked, work, move |outcome| match outcome {
             Ok(value) => match u32::try_from(value.len()) {
                 Ok(length) if size == 0 => reply.size(length),
                 Ok(length) if length <= size => reply.data(&value),

@@ -88,6 +88,23 @@ fn mount(request: &Request, device: &File) -> io::Result<()> {
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Changes the flags of a mount.
+///
+/// # Errors
+/// mount(2) refuses.
+pub(crate) fn change_flags(request: &Request) -> anyhow::Result<()> {
+    let target = CString::new(request.mountpoint.as_os_str().as_bytes()).context("a path without NUL")?;
+    let flags = flags(request) | libc::MS_REMOUNT;
+    // SAFETY: the pointers are null, which means none, or to a NUL-terminated string that lives across the call.
+    let outcome = unsafe { libc::mount(std::ptr::null(), target.as_ptr(), std::ptr::null(), flags, std::ptr::null()) };
+    if outcome == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    let hint = if is_root() { "" } else { " (only root may)" };
+    Err(anyhow!(error).context(format!("cannot change the flags of {}{hint}", request.mountpoint.display())))
+}
+
 fn flags(request: &Request) -> libc::c_ulong {
     [
         (request.read_only, libc::MS_RDONLY),
@@ -176,6 +193,12 @@ mod tests {
 
     #[test]
     fn flags_for_mount() {
-        assert_eq!(flags(&request()), libc::MS_RDONLY | libc::MS_NODEV | libc::MS_NOSUID);
+        assert_eq!(flags(&request()), libc::MS_RDONLY);
+        let flags = flags(&Request {
+            flags: MountFlags { no_dev: true, no_suid: true, ..MountFlags::default() },
+            read_only: false,
+            ..request()
+        });
+        assert_eq!(flags, libc::MS_NODEV | libc::MS_NOSUID);
     }
 }

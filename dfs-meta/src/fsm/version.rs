@@ -203,10 +203,14 @@ impl State {
         self.publish_names(now_ns, ino);
         let replaced = self.current_version(ino);
         let before = self.inodes.get(&ino).cloned();
+        // A file that was only created is what it was when its name appeared: closing it is no change.
+        let is_untouched = replaced.is_none() && content.size == 0 && *content.set == SetAttr::default();
         self.touch(ino, |inode| {
             inode.body = Body::File { version: Some(id) };
-            inode.mtime_ns = now_ns;
-            inode.set(now_ns, content.set);
+            if !is_untouched {
+                inode.mtime_ns = now_ns;
+                inode.set(now_ns, content.set);
+            }
         });
         let (Some(replaced), Some(before)) = (replaced, before) else { return };
         // What this writer itself published a moment ago is a state in between.

@@ -1,0 +1,144 @@
+//! The status socket: answers also while the cluster is away, and while every thread of the runtime is busy.
+//!
+//! A thread of its own serves one caller after the other. Only the user who mounted may connect.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use dfs_client::{
+    Dfs,
+    mounts::{self, ASK_ABORT, ASK_STATUS, Aborted, Operation, Report},
+};
+use dfs_common::InodeId;
+use tokio::runtime::Handle;
+
+use crate::fuse::{Counters, Flights};
+
+/// How long the cluster may take to answer before it counts as away. Longer than any healthy answer, shorter than the patience
+/// of a person.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
+/// How long a caller may take to say what it wants, and to take the answer.
+const CALLER_LIMIT: Duration = Duration::from_secs(1);
+/// Operations in one report.
+const OPERATIONS_MAX: usize = 1000;
+
+/// What a report is made of.
+pub(crate) struct Facts {
+    pub(crate) dfs: Dfs,
+    pub(crate) flights: Arc<Flights>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) since: Instant,
+}
+
+/// An open socket; dropping removes it.
+pub(crate) struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::debug!(path = %self.0.display(), %error, "the status socket stays behind");
+        }
+    }
+}
+
+/// Opens the socket of the mount on `device` and serves it.
+///
+/// # Errors
+/// The directory or the socket cannot be made.
+pub(crate) fn serve(run_dir: &Path, device: u32, facts: Facts) -> anyhow::Result<Socket> {
+    let runtime = Handle::current();
+    fs::create_dir_all(run_dir).with_context(|| format!("cannot make {}", run_dir.display()))?;
+    let path = mounts::socket(run_dir, device);
+    // Left by a mount that was killed: the kernel has given its number to this one.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot keep others from {}", path.display()))?;
+    thread::Builder::new()
+        .name("status".into())
+        .spawn(move || {
+            for caller in listener.incoming() {
+                if let Err(error) = caller.and_then(|caller| answer(&caller, &runtime, &facts)) {
+                    tracing::debug!(%error, "somebody asked for the status and did not get it");
+                }
+            }
+        })
+        .context("cannot start the status thread")?;
+    Ok(Socket(path))
+}
+
+fn answer(caller: &UnixStream, runtime: &Handle, facts: &Facts) -> io::Result<()> {
+    caller.set_read_timeout(Some(CALLER_LIMIT))?;
+    caller.set_write_timeout(Some(CALLER_LIMIT))?;
+    let mut question = String::new();
+    BufReader::new(caller.take(64)).read_line(&mut question)?;
+    let text = match question.trim() {
+        ASK_STATUS => serde_json::to_string(&report(runtime, facts))?,
+        ASK_ABORT => {
+            let operations = facts.flights.abort() as u64;
+            tracing::warn!(operations, "an administrator ended the operations in flight");
+            serde_json::to_string(&Aborted { operations })?
+        }
+        other => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("nobody knows {other:?}"))),
+    };
+    let mut caller = caller;
+    caller.write_all(text.as_bytes())?;
+    caller.write_all(b"\n")
+}
+
+fn report(runtime: &Handle, facts: &Facts) -> Report {
+    let unreachable = probe(runtime, &facts.dfs);
+    let waiting = facts.flights.waiting();
+    let (memory_used_bytes, memory_peak_bytes) = facts.dfs.memory_usage();
+    let (requests, refused, failed) = facts.counters.counts();
+    Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        age_s: facts.since.elapsed().as_secs(),
+        is_reachable: unreachable.is_none(),
+        unreachable,
+        operations_waiting: waiting.len() as u64,
+        operations: waiting.into_iter().take(OPERATIONS_MAX).map(operation).collect(),
+        memory_used_bytes,
+        memory_peak_bytes,
+        memory_max_bytes: facts.dfs.options().memory_bytes,
+        requests,
+        refused,
+        failed,
+        last_error: facts.counters.last_error(),
+    }
+}
+
+fn operation(waiting: crate::fuse::Waiting) -> Operation {
+    let age_ms = u64::try_from(waiting.age.as_millis()).unwrap_or(u64::MAX);
+    Operation { name: waiting.operation.to_owned(), ino: waiting.ino, pid: waiting.pid, age_ms }
+}
+
+/// Asks the cluster for its root; why it did not answer, if so. The runtime may be busy itself, so this thread keeps the time.
+fn probe(runtime: &Handle, dfs: &Dfs) -> Option<String> {
+    let (tell, told) = mpsc::channel();
+    let dfs = dfs.clone();
+    let asking = runtime.spawn(async move {
+        // Nobody listens after the time is up.
+        let _ = tell.send(dfs.getattr(InodeId::ROOT).await.err().map(|error| error.to_string()));
+    });
+    let answer = told.recv_timeout(PROBE_LIMIT);
+    asking.abort();
+    answer.unwrap_or_else(|_| Some(format!("no answer within {PROBE_LIMIT:?}")))
+}

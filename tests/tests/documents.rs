@@ -201,7 +201,7 @@ fn the_examples_of_mounts_are_understood() -> Result<()> {
         let fields: Vec<_> = line.split_whitespace().collect();
         ensure!(fields.len() == 6 && fields[2] == "dfs", "{line}");
         let args = check_mount(fields[0], fields[1], fields[3])?;
-        ensure!(args.source() == fields[0] && args.mountpoint() == PathBuf::from(fields[1]), "{line}");
+        ensure!(args.source() == fields[0] && args.mountpoint() == std::path::Path::new(fields[1]), "{line}");
     }
     let unit = example("mnt-dfs.mount")?;
     let value = |text: &str, key: &str| {

@@ -2,10 +2,10 @@
 # Everything that a change must pass; CI runs just this. Each step is announced and timed, what it needs is installed.
 # A step that this machine cannot run (no FUSE, no Docker engine) fails with CI=true and is left out aloud otherwise.
 #
-#   scripts/test.sh [STEP...]     all steps, or only those named: fmt clippy deny doc build test posix quickstart containers bench
+#   scripts/test.sh [STEP...]     all steps, or only those named: fmt clippy deny doc build test sim posix quickstart containers bench
 . "$(dirname "$0")/lib.sh"
 
-steps=(fmt clippy deny doc build test posix quickstart containers bench)
+steps=(fmt clippy deny doc build test sim posix quickstart containers bench)
 
 step_fmt() { cargo fmt --all --check; }
 
@@ -34,6 +34,9 @@ step_test() {
     have diff || need_pkg diff diffutils
     have rsync || in_ci || note "rsync is not installed: its test is shorter"
     ! in_ci || need_pkg rsync rsync
+    # Machines of their own for the processes of a cluster, and small disks.
+    have ip || need_pkg ip iproute2
+    have mkfs.ext4 || need_pkg mkfs.ext4 e2fsprogs
     cargo nextest run --release --workspace --locked
 }
 
@@ -42,6 +45,8 @@ step_posix() {
     [ "$(id -u)" = 0 ] || missing "pjdfstest needs root, who may change users" || return 0
     scripts/pjdfstest.sh
 }
+
+step_sim() { scripts/sim.sh 500; }
 
 step_quickstart() {
     can_mount || return 0
@@ -72,7 +77,7 @@ need_toolchain
 ! in_ci || export CARGO_INCREMENTAL=0
 begun=$SECONDS
 for step in "${steps[@]}"; do
-    declare -F "step_$step" >/dev/null || die "unknown step $step; known: fmt clippy deny doc build test posix quickstart containers bench"
+    declare -F "step_$step" >/dev/null || die "unknown step $step; known: fmt clippy deny doc build test sim posix quickstart containers bench"
     say "$step"
     at=$SECONDS
     # A shell of its own, so that its traps end with the step. Not before `||`, where `set -e` would have no effect.

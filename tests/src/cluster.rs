@@ -1,10 +1,9 @@
 //! The cluster: which processes there are, how they are started, asked and ended.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -14,24 +13,18 @@ use tempfile::TempDir;
 
 use crate::{
     Mount, bins,
+    disk::Disk,
     logs::{self, Expectations},
-    process::{self, Process},
+    network::{self, Network, Site},
+    process::Process,
+    program::run_on,
     wait,
 };
 
+pub use crate::program::{Output, dfsctl, run};
+
 /// How long a cluster may take from its start to its first answer.
 const READY_LIMIT: Duration = Duration::from_secs(20);
-
-/// What a finished program said.
-#[derive(Debug)]
-pub struct Output {
-    /// Exit code; -1 if a signal ended it.
-    pub code: i32,
-    /// Standard output.
-    pub stdout: String,
-    /// Standard error.
-    pub stderr: String,
-}
 
 /// Which cluster a test wants. Times are shorter than the defaults, so that tests of failures do not wait long.
 #[derive(Clone, Debug)]
@@ -41,6 +34,8 @@ pub struct Builder {
     meta_flags: Vec<(String, String)>,
     storage_flags: Vec<(String, String)>,
     expected: Expectations,
+    /// Machines for mounts, if each process has one of its own.
+    machines: Option<usize>,
 }
 
 impl Builder {
@@ -86,6 +81,13 @@ impl Builder {
         self
     }
 
+    /// Each process gets a machine of its own, and so do as many mounts: see [`Network`]. It takes root.
+    #[must_use]
+    pub fn machines(mut self, mounts: usize) -> Self {
+        self.machines = Some(mounts);
+        self
+    }
+
     /// Starts everything and waits until all storage nodes are alive.
     ///
     /// # Errors
@@ -102,16 +104,20 @@ impl Builder {
     /// No temporary directory, or the programs are not built.
     pub fn describe(self) -> Result<Cluster> {
         let dir = tempfile::Builder::new().prefix("dfs-test-").tempdir()?;
-        let net = Net::new();
+        let site = match self.machines {
+            None => Site::new(),
+            Some(mounts) => Site::Network(Network::new(&self.names(mounts))?),
+        };
         let mut cluster = Cluster {
-            metas: (1..=self.metas).map(|i| net.address(4100 + i)).collect(),
-            storages: (1..=self.storages).map(|i| net.address(4000 + i)).collect(),
+            metas: (1..=self.metas).map(|i| site.address(&format!("meta-{i}"), 4100 + i)).collect(),
+            storages: (1..=self.storages).map(|i| site.address(&format!("storage-{i}"), 4000 + i)).collect(),
             processes: Vec::new(),
             mounts: 0,
             expected: self.expected.clone(),
             finished: false,
             meta_flags: self.meta_flags.clone(),
-            net,
+            site,
+            disks: BTreeMap::new(),
             dir,
         };
         fs::create_dir_all(cluster.dir().join("log"))?;
@@ -125,6 +131,11 @@ impl Builder {
         }
         Ok(cluster)
     }
+
+    fn names(&self, mounts: usize) -> Vec<String> {
+        let counts = [("meta", self.metas), ("storage", self.storages), ("mnt", mounts)];
+        counts.iter().flat_map(|(kind, count)| (1..=*count).map(move |i| format!("{kind}-{i}"))).collect()
+    }
 }
 
 fn set(flags: &mut Vec<(String, String)>, flag: &str, value: &str) {
@@ -132,29 +143,9 @@ fn set(flags: &mut Vec<(String, String)>, flag: &str, value: &str) {
     flags.push((flag.to_owned(), value.to_owned()));
 }
 
-/// A loopback address of this cluster's own, so that clusters of tests that run side by side cannot meet and no port is
-/// taken by chance.
-#[derive(Debug)]
-struct Net(String);
-
-impl Net {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        // 4 million process ids and a few clusters in each, spread over the 16 million addresses of 127.0.0.0/8.
-        let number = std::process::id().wrapping_mul(4).wrapping_add(count) % 0x00ff_0000;
-        Self(format!("127.{}.{}.{}", 1 + (number >> 16) % 254, (number >> 8) % 256, number % 256))
-    }
-
-    fn address(&self, port: usize) -> String {
-        format!("{}:{port}", self.0)
-    }
-}
-
 /// A running cluster. End it with [`Cluster::finish`].
 #[derive(Debug)]
 pub struct Cluster {
-    dir: TempDir,
     metas: Vec<String>,
     storages: Vec<String>,
     processes: Vec<Process>,
@@ -162,7 +153,10 @@ pub struct Cluster {
     expected: Expectations,
     finished: bool,
     meta_flags: Vec<(String, String)>,
-    net: Net,
+    site: Site,
+    disks: BTreeMap<String, Disk>,
+    // After the disks, which are mounted in it.
+    dir: TempDir,
 }
 
 impl Cluster {
@@ -176,6 +170,7 @@ impl Cluster {
             meta_flags: times.map(|(flag, value)| (flag.to_owned(), value.to_owned())).to_vec(),
             storage_flags: Vec::new(),
             expected: Expectations::default(),
+            machines: None,
         }
     }
 
@@ -205,6 +200,29 @@ impl Cluster {
     #[must_use]
     pub fn data_dir(&self, name: &str) -> PathBuf {
         self.dir().join(name)
+    }
+
+    /// Gives a node that was never started a small disk of its own: see [`Disk`].
+    ///
+    /// # Errors
+    /// As [`Disk::new`].
+    pub fn small_disk(&mut self, name: &str, bytes: u64) -> Result<()> {
+        let disk = Disk::new(&self.data_dir(name), bytes)?;
+        self.disks.insert(name.to_owned(), disk);
+        Ok(())
+    }
+
+    /// The small disk of a node.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn disk(&self, name: &str) -> Result<&Disk> {
+        self.disks.get(name).with_context(|| format!("{name} has no disk of its own"))
+    }
+
+    /// The directory stays when the cluster is gone.
+    pub fn keep(&mut self) {
+        self.dir.disable_cleanup(true);
     }
 
     /// The log of a node.
@@ -240,7 +258,8 @@ impl Cluster {
         args.extend(common.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]));
         args.extend(own.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]));
         args.extend(flags.iter().flat_map(|(flag, value)| [flag.clone(), value.clone()]));
-        Ok(Process::new(name, bins::path(program)?, args, Vec::new(), self.log(name)))
+        let process = Process::new(name, bins::path(program)?, args, Vec::new(), self.log(name));
+        Ok(process.on(self.site.namespace(name)))
     }
 
     /// Starts a further metadata node, `meta-i`, which waits to be added. Returns its address.
@@ -248,7 +267,7 @@ impl Cluster {
     /// # Errors
     /// It cannot be started.
     pub fn join_meta(&mut self, i: usize) -> Result<String> {
-        let (name, address) = (format!("meta-{i}"), self.net.address(4100 + i));
+        let (name, address) = (format!("meta-{i}"), self.meta_address(i));
         let own = [("--join", self.meta_addresses())];
         let process = self.describe_node("dfs-meta", &name, &address, &own, &self.meta_flags)?;
         self.processes.insert(0, process);
@@ -263,14 +282,25 @@ impl Cluster {
 
     /// A metadata node is gone for good: nobody is told of its address any more.
     pub fn forget_meta(&mut self, i: usize) {
-        let address = self.net.address(4100 + i);
+        let address = self.meta_address(i);
         self.metas.retain(|known| *known != address);
     }
 
     /// The address of the metadata node `meta-i`.
     #[must_use]
     pub fn meta_address(&self, i: usize) -> String {
-        self.net.address(4100 + i)
+        self.site.address(&format!("meta-{i}"), 4100 + i)
+    }
+
+    /// The network, if each process has a machine of its own.
+    ///
+    /// # Errors
+    /// The cluster was built without machines.
+    pub fn network(&self) -> Result<&Network> {
+        match &self.site {
+            Site::Network(network) => Ok(network),
+            Site::Loopback(_) => bail!("the processes of this cluster share one machine"),
+        }
     }
 
     /// The process of a node.
@@ -383,7 +413,9 @@ impl Cluster {
     /// # Errors
     /// It cannot be started.
     pub fn dfsctl(&self, args: &[&str]) -> Result<Output> {
-        dfsctl(&[&["--meta", &self.meta_addresses()], args].concat())
+        let meta = self.meta_addresses();
+        let args = [&["--meta", meta.as_str()], args].concat();
+        run_on(self.site.namespace(network::HUB).as_deref(), &bins::path("dfsctl")?, &args)
     }
 
     /// Runs `dfsctl` and demands exit code 0.
@@ -411,7 +443,8 @@ impl Cluster {
     pub fn mount_with(&mut self, options: &str) -> Result<Mount> {
         self.mounts += 1;
         let name = format!("mnt-{}", self.mounts);
-        Mount::start(&self.meta_addresses(), &self.dir().join(&name), options, self.log(&name))
+        let (path, log) = (self.dir().join(&name), self.log(&name));
+        Mount::start_on(self.site.namespace(&name), &self.meta_addresses(), &path, options, log)
     }
 
     /// Ends the test: unmounts, stops every node that runs, and looks through all logs.
@@ -465,27 +498,6 @@ impl Drop for Cluster {
             eprintln!("kept {}", self.dir().display());
         }
     }
-}
-
-/// Runs `dfsctl` without a cluster.
-///
-/// # Errors
-/// It cannot be started.
-pub fn dfsctl(args: &[&str]) -> Result<Output> {
-    run(&bins::path("dfsctl")?, args)
-}
-
-/// Runs any of the programs to its end.
-///
-/// # Errors
-/// It cannot be started.
-pub fn run(program: &Path, args: &[&str]) -> Result<Output> {
-    let output = process::command(program).args(args).stdin(Stdio::null()).output()?;
-    Ok(Output {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    })
 }
 
 /// How many storage nodes a status says are alive.

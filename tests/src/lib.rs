@@ -1,4 +1,5 @@
-//! A cluster of real processes for tests: metadata and storage nodes on loopback addresses, real FUSE mounts, kills.
+//! A cluster of real processes for tests: metadata and storage nodes on loopback addresses or on machines of their own, real
+//! FUSE mounts, kills; and the checker of histories.
 //!
 //! Nothing here knows the insides of dfs: the harness starts the programs by their command lines and looks at them from
 //! outside, as an administrator would. Three rules hold for every test:
@@ -9,11 +10,17 @@
 //! - whatever happens, dropping the cluster leaves no process and no mount behind.
 
 pub mod bins;
+pub mod chaos;
 pub mod cluster;
+pub mod disk;
 pub mod files;
+pub mod history;
 pub mod logs;
 pub mod mount;
+pub mod network;
 pub mod process;
+pub mod program;
+pub mod rng;
 pub mod wait;
 
 pub use cluster::{Builder, Cluster, Output};

@@ -27,16 +27,39 @@ impl Mount {
     /// # Errors
     /// It does not come up in time.
     pub fn start(meta: &str, path: &Path, options: &str, log: PathBuf) -> Result<Self> {
+        Self::start_on(None, meta, path, options, log)
+    }
+
+    /// The same by a process on the machine behind `namespace`.
+    pub(crate) fn start_on(
+        namespace: Option<PathBuf>,
+        meta: &str,
+        path: &Path,
+        options: &str,
+        log: PathBuf,
+    ) -> Result<Self> {
         fs::create_dir_all(path)?;
         let mut args = vec![meta.to_owned(), path.display().to_string(), "-f".to_owned()];
         if !options.is_empty() {
             args.extend(["-o".to_owned(), options.to_owned()]);
         }
         let name = path.file_name().map_or_else(|| "mount".into(), |name| name.to_string_lossy().into_owned());
-        let process = Process::new(&name, bins::path("mount.dfs")?, args, Vec::new(), log);
+        let process = Process::new(&name, bins::path("mount.dfs")?, args, Vec::new(), log).on(namespace);
         let mut mount = Self { process, path: path.to_owned() };
         mount.start_again()?;
         Ok(mount)
+    }
+
+    /// Starts the process and waits for nothing; what is left of an earlier one at the mount point is detached.
+    pub(crate) fn launch(&mut self) -> Result<()> {
+        if is_mounted(&self.path) {
+            detach(&self.path);
+        }
+        self.process.start()
+    }
+
+    pub(crate) fn process_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 
     /// Mounts once more after [`Mount::stop`] or [`Mount::kill`].

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::wait;
+use crate::{network, wait};
 
 /// How long a process may take to end after SIGTERM.
 pub const STOP_LIMIT: Duration = Duration::from_secs(8);
@@ -23,6 +23,7 @@ pub struct Process {
     args: Vec<String>,
     env: Vec<(String, String)>,
     log: PathBuf,
+    namespace: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -30,7 +31,14 @@ impl Process {
     /// Describes a process; nothing is started.
     #[must_use]
     pub fn new(name: &str, program: PathBuf, args: Vec<String>, env: Vec<(String, String)>, log: PathBuf) -> Self {
-        Self { name: name.to_owned(), program, args, env, log, child: None }
+        Self { name: name.to_owned(), program, args, env, log, namespace: None, child: None }
+    }
+
+    /// It runs on the machine behind this file, see [`crate::network`].
+    #[must_use]
+    pub fn on(mut self, namespace: Option<PathBuf>) -> Self {
+        self.namespace = namespace;
+        self
     }
 
     /// Its name in the cluster, like `storage-2`.
@@ -66,7 +74,11 @@ impl Process {
     pub fn start(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "{} runs already", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let child = command(&self.program)
+        let mut command = command(&self.program);
+        if let Some(namespace) = &self.namespace {
+            network::enter(&mut command, namespace)?;
+        }
+        let child = command
             .args(&self.args)
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())

@@ -11,9 +11,10 @@ use std::{
 use dfs_meta::{control, raft};
 use dfs_proto::machine::{Connecting, Links, Machine};
 
+use dfs_tests::rng::Rng;
+
 use crate::{
     net,
-    rng::Rng,
     workload::{self, Shared},
     world::{NodeIndex, World},
 };

@@ -12,7 +12,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{rng::Rng, world::Bypass};
+use dfs_tests::rng::Rng;
+
+use crate::world::Bypass;
 
 type Errno = i32;
 

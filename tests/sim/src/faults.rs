@@ -5,9 +5,10 @@
 
 use std::{fs, os::unix::fs::FileExt as _, path::PathBuf};
 
+use dfs_tests::rng::Rng;
+
 use crate::{
     cluster::{Cluster, Role},
-    rng::Rng,
     world::{Bypass, DiskFault, MS, Ns, SECOND, World},
 };
 

@@ -6,12 +6,10 @@
 mod cluster;
 mod disk;
 mod faults;
-mod history;
 mod net;
-mod rng;
 mod run;
 mod shim;
 mod workload;
 mod world;
 
-pub use run::{Defect, Report, Settings, repeatable, run};
+pub use run::{Defect, Report, Settings, directory, repeatable, run};

@@ -14,16 +14,14 @@ use std::{
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use dfs_proto::machine::{Connecting, Link, Links};
+use dfs_tests::rng::Rng;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::mpsc,
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use crate::{
-    rng::Rng,
-    world::{MS, NodeIndex, Ns, World},
-};
+use crate::world::{MS, NodeIndex, Ns, World};
 
 /// Bytes on their way in one direction.
 const WINDOW_BYTES: usize = 1 << 20;

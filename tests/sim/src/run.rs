@@ -9,11 +9,11 @@ use std::{
 
 use dfs_common::{ChunkId, node::NodeState};
 use dfs_meta::fsm::{Node, State, check::check};
+use dfs_tests::history::{self, Object, Operation, Verdict};
 
 use crate::{
     cluster::{Cluster, Role, Simulated},
     faults::{Faults, chunk_files},
-    history::{self, Object, Operation, Verdict},
     shim, workload,
     world::{Bypass, MS, Ns, SECOND, World},
 };
@@ -143,6 +143,12 @@ pub fn repeatable() -> std::io::Result<()> {
     Err(std::process::Command::new(std::env::current_exe()?).args(std::env::args_os().skip(1)).exec())
 }
 
+/// Where the process of that number keeps the disks of its run. Always of the same length: paths are part of messages.
+#[must_use]
+pub fn directory(process: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/shm/dfs-sim/{process:07}"))
+}
+
 /// The nodes but for those whose disk was replaced: a new disk is a new node of the same name.
 fn present(state: &State) -> impl Iterator<Item = &Node> {
     state.nodes().filter(|node| !state.nodes().any(|other| other.name == node.name && other.id > node.id))
@@ -159,8 +165,7 @@ struct Run {
 
 fn go(settings: &Settings) -> Report {
     let (seed, process) = (settings.seed, std::process::id());
-    // Of the same length always: paths are part of messages.
-    let root = PathBuf::from(format!("/dev/shm/dfs-sim/{process:07}"));
+    let root = directory(process);
     let _ = fs::remove_dir_all(&root);
     fs::create_dir_all(root.join(".removed")).expect("a directory in memory");
     let world = World::new(seed, &root, settings.keep_trace);

@@ -11,13 +11,13 @@ use std::{
 
 use dfs_client::{Dfs, Error, NewFile, NewNode, Options, RenameFlags};
 use dfs_common::{Attr, ErrorCode, FileKind, InodeId, SetAttr, backoff::Policy};
-use tokio::time::sleep;
-
-use crate::{
+use dfs_tests::{
     history::{Answer, Call, Object, Operation},
     rng::Rng,
-    world::{Ns, World},
 };
+use tokio::time::sleep;
+
+use crate::world::{Ns, World};
 
 /// Files that keep their names.
 pub(crate) const REGISTERS: u32 = 4;

@@ -15,9 +15,10 @@ use std::{
     time::Duration,
 };
 
+use dfs_tests::rng::Rng;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{disk::Disks, net::Net, rng::Rng};
+use crate::{disk::Disks, net::Net};
 
 /// Nanoseconds of virtual time.
 pub(crate) type Ns = u64;

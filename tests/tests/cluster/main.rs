@@ -5,6 +5,7 @@
 mod attributes;
 mod basic_io;
 mod big_directory;
+mod chaos;
 mod clones;
 mod cp_tree;
 mod dev;

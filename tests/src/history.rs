@@ -12,11 +12,14 @@ use std::{
     fmt,
 };
 
-use crate::world::Ns;
+use serde::{Deserialize, Serialize};
+
+/// Nanoseconds of some clock that all who take part share.
+pub type Ns = u64;
 
 /// Something that operations act on and that can be checked on its own.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) enum Object {
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Object {
     /// Content of one file that keeps its name.
     Register(u32),
     /// The names of one directory.
@@ -24,45 +27,75 @@ pub(crate) enum Object {
 }
 
 /// What was asked for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Call {
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Call {
+    /// A register gets a value.
     Write {
+        /// The value.
         value: u64,
     },
+    /// Which value a register has.
     Read,
-    /// A name is made to name a file that was complete before.
+    /// A name is made to name a file that was complete before; what it named is gone.
     Put {
+        /// The name.
         name: u8,
+        /// The file.
+        ino: u64,
+    },
+    /// A name is made to name a file that was complete before, if the name is free.
+    Link {
+        /// The name.
+        name: u8,
+        /// The file.
         ino: u64,
     },
     /// A new empty file, if the name is free.
     Make {
+        /// The name.
         name: u8,
     },
+    /// A name is taken away.
     Unlink {
+        /// The name.
         name: u8,
     },
+    /// A file gets another name.
     Rename {
+        /// The name it has.
         from: u8,
+        /// The name it gets.
         to: u8,
+        /// Only if that name is free.
         no_replace: bool,
+        /// What has that name gets the other one.
         exchange: bool,
     },
+    /// Which file has a name.
     Lookup {
+        /// The name.
         name: u8,
     },
+    /// All names.
     List,
 }
 
 /// What came back.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Answer {
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// It took effect.
     Done,
+    /// The value of the register.
     Value(u64),
+    /// The file that was made.
     Made(u64),
+    /// The file that has the name.
     Found(u64),
+    /// All names, in order, and their files.
     Names(Vec<(u8, u64)>),
+    /// The name is free: nothing was changed.
     Missing,
+    /// The name is taken: nothing was changed.
     Exists,
     /// It may have taken effect, may do so later, or never.
     Unknown,
@@ -70,13 +103,19 @@ pub(crate) enum Answer {
 
 /// One operation.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Operation {
-    pub(crate) object: Object,
-    pub(crate) call: Call,
-    pub(crate) called: Ns,
-    pub(crate) returned: Ns,
-    pub(crate) answer: Answer,
-    pub(crate) client: String,
+pub struct Operation {
+    /// What it acts on.
+    pub object: Object,
+    /// What was asked for.
+    pub call: Call,
+    /// When it was asked for.
+    pub called: Ns,
+    /// When the answer was there.
+    pub returned: Ns,
+    /// What came back.
+    pub answer: Answer,
+    /// Who asked.
+    pub client: String,
 }
 
 impl fmt::Display for Operation {
@@ -108,6 +147,11 @@ impl State {
             Call::Put { name, ino } => {
                 next.names.insert(*name, *ino);
                 answered(Answer::Done).then_some(next)
+            }
+            Call::Link { name, ino } => {
+                let taken = next.names.contains_key(name);
+                next.names.entry(*name).or_insert(*ino);
+                answered(if taken { Answer::Exists } else { Answer::Done }).then_some(next)
             }
             Call::Make { name } => match (self.names.get(name), &operation.answer) {
                 (Some(_), Answer::Exists) => Some(next),
@@ -173,7 +217,8 @@ fn same(ino: u64, found: u64) -> bool {
 
 /// What the search found.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
+    /// Some order explains everything.
     Linearizable,
     /// The longest prefix that some order explains, and what cannot follow.
     Violated(String),
@@ -184,8 +229,10 @@ pub(crate) enum Verdict {
 /// Orders tried before an object is given up.
 const TRIED_MAX: usize = 300_000;
 
-/// Looks for an order of operations on one object that explains every answer.
-pub(crate) fn check(mut operations: Vec<Operation>) -> Verdict {
+/// Looks for an order of operations on one object that explains every answer. A register begins with the value 0, a directory
+/// empty.
+#[must_use]
+pub fn check(mut operations: Vec<Operation>) -> Verdict {
     operations
         .retain(|o| o.answer != Answer::Unknown || !matches!(o.call, Call::Read | Call::Lookup { .. } | Call::List));
     for operation in operations.iter_mut().filter(|o| o.answer == Answer::Unknown) {
@@ -296,6 +343,20 @@ mod tests {
         assert!(matches!(check(back), Verdict::Violated(_)));
         let late = vec![write(0, 1, 1, Answer::Unknown), write(2, 3, 2, Answer::Done), read(4, 5, 2), read(6, 7, 1)];
         assert_eq!(check(late), Verdict::Linearizable, "what is unknown may come late");
+    }
+
+    #[test]
+    fn one_of_two_links_to_a_name_wins() {
+        let link = |called, returned, ino, answer| operation(called, returned, Call::Link { name: 1, ino }, answer);
+        let lookup = |at, ino| operation(at, at + 1, Call::Lookup { name: 1 }, Answer::Found(ino));
+        let one = vec![link(0, 10, 7, Answer::Done), link(0, 10, 8, Answer::Exists), lookup(11, 7)];
+        assert_eq!(check(one.clone()), Verdict::Linearizable);
+        let both = vec![link(0, 10, 7, Answer::Done), link(0, 10, 8, Answer::Done)];
+        assert!(matches!(check(both), Verdict::Violated(_)));
+        let loser = [one, vec![lookup(13, 8)]].concat();
+        assert!(matches!(check(loser), Verdict::Violated(_)));
+        let open = vec![link(0, 1, 7, Answer::Unknown), link(2, 3, 8, Answer::Exists), lookup(4, 7)];
+        assert_eq!(check(open), Verdict::Linearizable, "what is unknown may have happened");
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod dfs;
 mod error;
 mod files;
 mod hash;
+mod locks;
 mod meta;
 mod nodes;
 mod options;
@@ -31,6 +32,7 @@ mod write;
 
 pub use dfs::Dfs;
 pub use error::{Attempt, Error};
+pub use locks::Wish;
 pub use options::{Options, Settings};
 pub use read::{Reader, Seek};
 pub use types::{Created, DirEntry, DirPage, FilePage, ListedFile, NewFile, NewNode, RenameFlags, StatFs};

@@ -12,6 +12,7 @@ pub mod durable;
 pub mod error;
 pub mod id;
 pub mod layout;
+pub mod lock;
 pub mod name;
 pub mod node;
 pub mod ports;

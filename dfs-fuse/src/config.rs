@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// Let the kernel check permissions; always so when root mounts
     #[arg(long, env = "DFS_DEFAULT_PERMISSIONS")]
     default_permissions: bool,
+    /// Let locks (flock, fcntl) hold within this mount only, without asking the cluster
+    #[arg(long, env = "DFS_LOCAL_LOCKS")]
+    pub(crate) local_locks: bool,
     /// How long the kernel may keep names and attributes, in seconds or with a unit; 0 or none: not at all
     #[arg(long, env = "DFS_CACHE", value_name = "SECONDS", default_value = "1")]
     pub(crate) cache: CacheTime,

@@ -11,6 +11,7 @@ pub(crate) mod error;
 pub(crate) mod file;
 pub(crate) mod handles;
 pub(crate) mod inode;
+pub(crate) mod locks;
 pub(crate) mod names;
 pub(crate) mod pages;
 pub(crate) mod ranges;
@@ -35,6 +36,7 @@ use backend::Backend;
 use error::Error;
 use handles::Handles;
 use inode::{OpenInodes, lock, now_ns};
+use locks::LockOwners;
 use names::Names;
 use pages::Pages;
 
@@ -88,6 +90,7 @@ pub(crate) struct Fs<B: Backend> {
     refused: Mutex<LruCache<InodeId, ()>>,
     space: Mutex<StatFs>,
     root: Mutex<Option<Attr>>,
+    lock_owners: Mutex<LockOwners>,
     /// When a question of `df` was last asked in vain; `None` after one that was answered.
     df_in_vain: Mutex<Option<Instant>>,
 }
@@ -108,6 +111,7 @@ impl<B: Backend> Fs<B> {
             refused: Mutex::new(LruCache::new(REFUSED_MAX)),
             space: Mutex::default(),
             root: Mutex::default(),
+            lock_owners: Mutex::default(),
             df_in_vain: Mutex::default(),
         }
     }

@@ -8,15 +8,17 @@
 mod answer;
 mod convert;
 mod flights;
+mod locks;
 
 use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc, time::SystemTime};
 
 use dfs_client::{NewNode, RenameFlags, Seek};
-use dfs_common::SetAttr;
+use dfs_common::{SetAttr, lock::Class};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 pub(crate) use answer::{Adapter, Counters};
@@ -64,6 +66,13 @@ impl Filesystem for Adapter {
         ] {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not offer this");
+            }
+        }
+        if !self.has_local_locks {
+            for flag in [InitFlags::FUSE_POSIX_LOCKS, InitFlags::FUSE_FLOCK_LOCKS] {
+                if config.add_capabilities(flag).is_err() {
+                    tracing::warn!(?flag, "the kernel does not hand on locks: they hold within this mount only");
+                }
             }
         }
         let _ = config.set_max_write(WRITE_BYTES_MAX);
@@ -330,12 +339,57 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
         let (fs, pid) = (Arc::clone(&self.fs), req.pid());
-        self.answer(Asked::new("flush", ino, req), async move { fs.flush(fh.0, pid).await }, |outcome| match outcome {
+        let work = async move {
+            // What was written under a lock is there before the lock is free.
+            let flushed = fs.flush(fh.0, pid).await;
+            fs.unlock_records(fs.inode(ino.0), lock_owner.0).await;
+            flushed
+        };
+        self.answer(Asked::new("flush", ino, req), work, |outcome| match outcome {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         });
+    }
+
+    fn getlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        // There is no such question about flock.
+        let range = locks::Range { start, end, typ, pid };
+        let (fs, wish) = (Arc::clone(&self.fs), range.wish(Class::Record, lock_owner));
+        let work = async move { fs.test_lock(fs.inode(ino.0), wish).await };
+        self.ask(Asked::new("getlk", ino, req), work, move |outcome| match outcome {
+            Ok(Some(found)) => reply.locked(found.start, found.end, locks::typ(found.kind), found.pid),
+            Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.set_lock(req, (ino, fh, lock_owner), locks::Range { start, end, typ, pid }, sleep, reply);
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -455,8 +509,9 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let fs = Arc::clone(&self.fs);
-        self.xattr(Asked::new("listxattr", ino, req), size, async move { fs.listxattr(fs.inode(ino.0)).await }, reply);
+        let (fs, is_root) = (Arc::clone(&self.fs), req.uid() == 0);
+        let work = async move { fs.listxattr(fs.inode(ino.0), is_root).await };
+        self.xattr(Asked::new("listxattr", ino, req), size, work, reply);
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, key: &OsStr, reply: ReplyEmpty) {

@@ -174,7 +174,9 @@ async fn attach(
         cache_ttl: args.cache.0,
     };
     let fs = Arc::new(Fs::new(dfs.clone(), options));
-    let adapter = Adapter::new(fs, tokio::runtime::Handle::current(), args.client.deadline.0, Arc::clone(&counters));
+    let runtime = tokio::runtime::Handle::current();
+    let mut adapter = Adapter::new(fs, runtime, args.client.deadline.0, Arc::clone(&counters));
+    adapter.set_local_locks(args.local_locks);
     let kernel = adapter.kernel();
     let facts = Facts { dfs: dfs.clone(), flights: adapter.flights(), counters, since: Instant::now() };
     let request = request(args, mountpoint);

@@ -12,6 +12,7 @@ mod events;
 pub mod garbage;
 pub mod heartbeat;
 pub mod inventory;
+mod locks;
 pub mod placement;
 pub mod repair;
 pub mod repairs;
@@ -28,7 +29,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dfs_common::{ChunkId, ErrorCode, FileId, NodeId, SessionId, layout::Replicas, node::NodeState};
+use dfs_common::{
+    ChunkId, ErrorCode, FileId, InodeId, NodeId, SessionId, layout::Replicas, lock::Lock, node::NodeState,
+};
 use dfs_proto::status::RpcError;
 use tokio::sync::{Notify, watch};
 
@@ -57,6 +60,8 @@ struct Inner {
     finished: Notify,
     /// Repair jobs were planned.
     planned: Notify,
+    /// Locks of files were given up.
+    unlocked: Notify,
     /// What goes into the event log next.
     recorder: events::Recorder,
 }
@@ -92,9 +97,9 @@ impl Handle {
     #[must_use]
     pub fn new(raft: raft::Handle, settings: Settings) -> Self {
         let leadership = raft.leadership();
-        let (finished, planned) = (Notify::new(), Notify::new());
+        let (finished, planned, unlocked) = (Notify::new(), Notify::new(), Notify::new());
         let (soft, recorder) = (Mutex::new(None), events::Recorder::default());
-        Self { inner: Arc::new(Inner { raft, leadership, settings, soft, finished, planned, recorder }) }
+        Self { inner: Arc::new(Inner { raft, leadership, settings, soft, finished, planned, unlocked, recorder }) }
     }
 
     /// The tunables.
@@ -167,7 +172,12 @@ impl Handle {
     /// # Errors
     /// This node does not lead.
     pub fn session_closed(&self, session: SessionId) -> Result<(), RpcError> {
-        self.lead(|soft, _| soft.sessions.closed(session))
+        self.lead(|soft, _| {
+            soft.sessions.closed(session);
+            soft.locks.retain(|other| other != session);
+        })?;
+        self.inner.unlocked.notify_waiters();
+        Ok(())
     }
 
     /// The writer of a pending version has ended it: no chunk of it that is unknown now will ever be listed.
@@ -189,15 +199,98 @@ impl Handle {
         }
     }
 
-    /// A session renews. Returns whether the next renewal must bring the full set of pins.
+    /// A session renews. Returns whether the next renewal must bring the full set of pins and locks. Locks count only in the
+    /// first full renewal under this leader: it has granted and taken back all others itself.
     ///
     /// # Errors
     /// `SessionExpired`, `TooLarge`, or what [`raft::Handle::read`] says.
-    pub async fn renew(&self, session: SessionId, renewal: sessions::Renewal) -> Result<bool, RpcError> {
+    pub async fn renew(
+        &self,
+        session: SessionId,
+        renewal: sessions::Renewal,
+        held: Vec<(InodeId, Lock)>,
+    ) -> Result<bool, RpcError> {
         if !self.inner.raft.read(|state| state.session(session).is_some()).await? {
             return Err(session_expired(session));
         }
-        self.lead(|soft, now| soft.sessions.renew(session, renewal, now))?
+        let (need_full, refused) = self.lead(|soft, now| {
+            let is_first = renewal.full && !soft.sessions.is_heard(session);
+            let need_full = soft.sessions.renew(session, renewal, now)?;
+            Ok::<_, RpcError>((need_full, if is_first { soft.locks.claim(session, held) } else { vec![] }))
+        })??;
+        for (ino, lock) in refused {
+            tracing::warn!(%session, %ino, pid = lock.pid, "a client claims a lock that somebody else has");
+        }
+        Ok(need_full)
+    }
+
+    /// Takes a lock; gives the one that stands in the way when it still does after `patience`.
+    ///
+    /// # Errors
+    /// `SessionExpired`; `Overloaded` while locks of other clients are not known yet, or there are too many; or what
+    /// [`raft::Handle::read`] says.
+    pub async fn take_lock(&self, ino: InodeId, wish: Lock, patience: Duration) -> Result<Option<Lock>, RpcError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let changed = self.inner.unlocked.notified();
+            tokio::pin!(changed);
+            // Before the look, so that nothing is missed between the two.
+            changed.as_mut().enable();
+            let conflict = self.with_locks(wish.owner.session, |soft| match soft.locks.is_full() {
+                true => Err(RpcError::new(ErrorCode::Overloaded, "too many locks are held")),
+                false => Ok((soft.locks.trade_in(ino, &wish), soft.locks.take(ino, wish).err())),
+            });
+            let (is_traded, conflict) = conflict.await?;
+            if is_traded {
+                self.inner.unlocked.notify_waiters();
+            }
+            let Some(conflict) = conflict else { return Ok(None) };
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(deadline) => return Ok(Some(conflict)),
+            }
+        }
+    }
+
+    /// A lock that would stand in the way.
+    ///
+    /// # Errors
+    /// As [`Self::take_lock`].
+    pub async fn test_lock(&self, ino: InodeId, wish: Lock) -> Result<Option<Lock>, RpcError> {
+        self.with_locks(wish.owner.session, |soft| Ok(soft.locks.conflict(ino, &wish))).await
+    }
+
+    /// Gives up what the owner of `lock` holds in its range.
+    ///
+    /// # Errors
+    /// What [`raft::Handle::read`] says.
+    pub async fn give_up_lock(&self, ino: InodeId, lock: Lock) -> Result<(), RpcError> {
+        self.inner.raft.read(|_| ()).await?;
+        self.lead(|soft, _| {
+            let is_heard = soft.sessions.is_heard(lock.owner.session);
+            soft.locks.give_up(ino, lock, is_heard);
+        })?;
+        self.inner.unlocked.notify_waiters();
+        Ok(())
+    }
+
+    /// Runs `f` when the locks of all clients are known.
+    async fn with_locks<R>(
+        &self,
+        session: SessionId,
+        f: impl FnOnce(&mut Soft) -> Result<R, RpcError>,
+    ) -> Result<R, RpcError> {
+        let known: Vec<SessionId> = self.inner.raft.read(|state| state.sessions().map(|s| s.id).collect()).await?;
+        if !known.contains(&session) {
+            return Err(session_expired(session));
+        }
+        self.lead(|soft, _| {
+            if soft.sessions.all_heard(known.into_iter()) {
+                f(soft)
+            } else {
+                Err(RpcError::new(ErrorCode::Overloaded, "not all clients have told the new leader their locks yet"))
+            }
+        })?
     }
 
     /// Figures of `nodes` as their heartbeats gave them.

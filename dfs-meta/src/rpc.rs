@@ -8,6 +8,7 @@ mod backup;
 mod events;
 mod files;
 mod listing;
+mod locks;
 mod members;
 mod mutation;
 mod namespace;

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use dfs_common::{
-    Attr, ChunkId, ChunkRef, ErrorCode, FileId, FileKind, InodeId, Layout, NodeId, SetAttr, SetTime, layout::Replicas,
+    Attr, ChunkId, ChunkRef, ErrorCode, FileId, FileKind, InodeId, Layout, NodeId, SessionId, SetAttr, SetTime,
+    layout::Replicas,
+    lock::{Class, Kind, Lock, Owner},
     node::NodeState,
 };
 
@@ -40,6 +42,70 @@ pub fn sha256(bytes: &[u8]) -> Result<[u8; 32], RpcError> {
 /// Not 16 bytes.
 pub fn cluster_id(bytes: &[u8]) -> Result<dfs_common::ClusterId, RpcError> {
     dfs_common::ClusterId::from_slice(bytes).ok_or_else(|| malformed("cluster id"))
+}
+
+/// What is wanted of a lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LockAction {
+    /// Take it, or tell what stands in the way.
+    Take,
+    /// Take it, and wait a moment for what stands in the way.
+    Wait,
+    /// Tell what stands in the way.
+    Test,
+    /// Give it up.
+    GiveUp,
+}
+
+/// # Errors
+/// Nothing is wanted.
+pub fn lock_action(wire: i32) -> Result<LockAction, RpcError> {
+    match v1::LockAction::try_from(wire) {
+        Ok(v1::LockAction::Take) => Ok(LockAction::Take),
+        Ok(v1::LockAction::Wait) => Ok(LockAction::Wait),
+        Ok(v1::LockAction::Test) => Ok(LockAction::Test),
+        Ok(v1::LockAction::GiveUp) => Ok(LockAction::GiveUp),
+        Ok(v1::LockAction::Unspecified) | Err(_) => Err(malformed("action on a lock")),
+    }
+}
+
+/// Action on a lock to the wire.
+#[must_use]
+pub fn lock_action_to_wire(action: LockAction) -> v1::LockAction {
+    match action {
+        LockAction::Take => v1::LockAction::Take,
+        LockAction::Wait => v1::LockAction::Wait,
+        LockAction::Test => v1::LockAction::Test,
+        LockAction::GiveUp => v1::LockAction::GiveUp,
+    }
+}
+
+/// A lock of a session, and its file.
+///
+/// # Errors
+/// It ends before it starts.
+pub fn lock(session: SessionId, wire: &v1::FileLock) -> Result<(InodeId, Lock), RpcError> {
+    if wire.start > wire.end {
+        return Err(malformed("range of a lock"));
+    }
+    let class = if wire.record { Class::Record } else { Class::Whole };
+    let kind = if wire.exclusive { Kind::Exclusive } else { Kind::Shared };
+    let owner = Owner { session, number: wire.owner };
+    Ok((InodeId(wire.ino), Lock { class, owner, kind, start: wire.start, end: wire.end, pid: wire.pid }))
+}
+
+/// Lock to the wire.
+#[must_use]
+pub fn lock_to_wire(ino: InodeId, lock: &Lock) -> v1::FileLock {
+    v1::FileLock {
+        ino: ino.0,
+        record: lock.class == Class::Record,
+        owner: lock.owner.number,
+        exclusive: lock.kind == Kind::Exclusive,
+        start: lock.start,
+        end: lock.end,
+        pid: lock.pid,
+    }
 }
 
 /// Kind to the wire.

@@ -20,7 +20,7 @@ use super::{
     pins::{Pin, Pins},
     seqs::Seqs,
 };
-use crate::{Error, Settings};
+use crate::{Error, Settings, locks::HeldLocks};
 
 /// Renewals per lease: five may be lost before the session ends.
 const RENEWALS_PER_LEASE: u32 = 6;
@@ -60,6 +60,7 @@ pub(crate) struct Sessions {
     opening: tokio::sync::Mutex<()>,
     renewing: AtomicBool,
     pub(crate) pins: Arc<Pins>,
+    pub(crate) locks: HeldLocks,
 }
 
 impl Sessions {
@@ -203,6 +204,7 @@ impl Cluster {
             pins: wire(&difference.pins),
             unpins: wire(&difference.unpins),
             leader_term: renewal.term,
+            locks: if difference.full { self.sessions.locks.of_session(session.id) } else { vec![] },
         };
         let what = || format!("renewing session {}", session.id);
         let deadline = Instant::now() + lease.min(self.options.deadline);
@@ -234,7 +236,8 @@ impl Cluster {
     /// The cluster says that `session` has ended.
     pub(crate) fn session_lost(&self, session: &Arc<Session>) {
         if !session.is_lost() {
-            tracing::warn!(session = %session.id, "the session has ended: files being written in it are lost");
+            let locks = self.sessions.locks.lost(session.id);
+            tracing::warn!(session = %session.id, locks, "the session has ended: files being written in it are lost, and locks");
         }
         session.mark_lost();
     }

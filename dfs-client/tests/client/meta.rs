@@ -381,6 +381,10 @@ impl MetadataService for Service {
     async fn list_xattr(&self, _: Request<v1::ListXattrRequest>) -> Answer<v1::ListXattrResponse> {
         unsupported()
     }
+    async fn lock(&self, _: Request<v1::LockRequest>) -> Answer<v1::LockResponse> {
+        unsupported()
+    }
+
     async fn stat_fs(&self, _: Request<v1::StatFsRequest>) -> Answer<v1::StatFsResponse> {
         unsupported()
     }

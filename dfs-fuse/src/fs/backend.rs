@@ -3,8 +3,8 @@
 use std::future::Future;
 
 use bytes::Bytes;
-use dfs_client::{Created, Dfs, DirPage, Error, NewFile, NewNode, Reader, RenameFlags, Seek, StatFs, Writer};
-use dfs_common::{Attr, InodeId, Layout, SetAttr};
+use dfs_client::{Created, Dfs, DirPage, Error, NewFile, NewNode, Reader, RenameFlags, Seek, StatFs, Wish, Writer};
+use dfs_common::{Attr, InodeId, Layout, SetAttr, lock::Lock};
 use dfs_proto::convert::NodeAddress;
 
 /// Outcome of a cluster operation.
@@ -126,6 +126,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn open_new_writer(&self, created: &Created) -> impl Future<Output = Outcome<Self::Writer>> + Send;
     fn open_writer(&self, ino: InodeId, truncate: bool) -> impl Future<Output = Outcome<Self::Writer>> + Send;
     fn layout(&self, ino: InodeId) -> impl Future<Output = Outcome<(Attr, Layout, Vec<NodeAddress>)>> + Send;
+    fn take_lock(&self, ino: InodeId, wish: Wish, wait: bool) -> impl Future<Output = Outcome<Option<Lock>>> + Send;
+    fn test_lock(&self, ino: InodeId, wish: Wish) -> impl Future<Output = Outcome<Option<Lock>>> + Send;
+    fn give_up_lock(&self, ino: InodeId, wish: Wish) -> impl Future<Output = ()> + Send;
 }
 
 impl VersionReader for Reader {
@@ -266,5 +269,14 @@ impl Backend for Dfs {
     }
     async fn layout(&self, ino: InodeId) -> Outcome<(Attr, Layout, Vec<NodeAddress>)> {
         Self::layout(self, ino).await
+    }
+    async fn take_lock(&self, ino: InodeId, wish: Wish, wait: bool) -> Outcome<Option<Lock>> {
+        Self::take_lock(self, ino, wish, wait).await
+    }
+    async fn test_lock(&self, ino: InodeId, wish: Wish) -> Outcome<Option<Lock>> {
+        Self::test_lock(self, ino, wish).await
+    }
+    async fn give_up_lock(&self, ino: InodeId, wish: Wish) {
+        Self::give_up_lock(self, ino, wish).await;
     }
 }

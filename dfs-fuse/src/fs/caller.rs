@@ -6,7 +6,7 @@
 
 use std::{fs, io};
 
-use dfs_common::InodeId;
+use dfs_common::{InodeId, lock::Class};
 
 /// `task_struct.flags`: getting shut down.
 const PF_EXITING: u64 = 4;
@@ -77,6 +77,20 @@ fn parse_pending(status: &str) -> Pending {
     }
 }
 
+/// Which call a thread that waits for a lock is in; `None` if it cannot be known. fuser does not hand on FUSE_LK_FLOCK.
+pub(crate) fn locking_call(pid: u32) -> Option<Class> {
+    parse_syscall(&fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?)
+}
+
+/// proc_pid_syscall(5): the number comes first; a thread that has not gone to sleep yet is `running`.
+fn parse_syscall(text: &str) -> Option<Class> {
+    match text.split_ascii_whitespace().next()?.parse::<i64>().ok()? {
+        libc::SYS_flock => Some(Class::Whole),
+        libc::SYS_fcntl => Some(Class::Record),
+        _ => None,
+    }
+}
+
 /// Whether `pid` itself still has a writable descriptor of inode `ino` open: then the close in progress is of a duplicate,
 /// as in a shell's `> file`, which opens, dup2s and closes before the command has written anything.
 pub(crate) fn holds_another(pid: u32, ino: InodeId) -> bool {
@@ -131,6 +145,14 @@ mod tests {
         assert_eq!(parse_stat(""), Closing::Explicitly);
         assert_eq!(parse_stat("1 (x) R"), Closing::Explicitly);
         assert_eq!(closing(std::process::id()), Closing::Explicitly);
+    }
+
+    #[test]
+    fn calls_that_lock_are_told_apart() {
+        assert_eq!(parse_syscall(&format!("{} 0x3 0x2 0x0\n", libc::SYS_flock)), Some(Class::Whole));
+        assert_eq!(parse_syscall(&format!("{} 0x3 0x7 0x0\n", libc::SYS_fcntl)), Some(Class::Record));
+        assert_eq!(parse_syscall("0 0x3"), None);
+        assert_eq!(parse_syscall("running\n"), None);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use dfs_client::{Created, DirEntry, DirPage, Error, NewFile, NewNode, RenameFlags, Seek, StatFs};
-use dfs_common::{Attr, ErrorCode, FileId, FileKind, InodeId, Layout, SessionId, SetAttr, SetTime};
+use dfs_client::{Created, DirEntry, DirPage, Error, NewFile, NewNode, RenameFlags, Seek, StatFs, Wish};
+use dfs_common::{Attr, ErrorCode, FileId, FileKind, InodeId, Layout, SessionId, SetAttr, SetTime, lock::Lock};
 use dfs_proto::convert::NodeAddress;
 
 use super::{
@@ -263,6 +263,15 @@ impl VersionWriter for FakeWriter {
 impl Backend for FakeCluster {
     type Reader = FakeReader;
     type Writer = FakeWriter;
+
+    // Locks have their own tests, where they are decided.
+    async fn take_lock(&self, _ino: InodeId, _wish: Wish, _wait: bool) -> Outcome<Option<Lock>> {
+        Ok(None)
+    }
+    async fn test_lock(&self, _ino: InodeId, _wish: Wish) -> Outcome<Option<Lock>> {
+        Ok(None)
+    }
+    async fn give_up_lock(&self, _ino: InodeId, _wish: Wish) {}
 
     async fn lookup(&self, parent: InodeId, name: &[u8]) -> Outcome<Attr> {
         let world = lock(&self.0);

@@ -335,6 +335,7 @@ impl<B: Backend> Fs<B> {
 
     /// A handle is gone.
     pub(crate) async fn release(&self, handle: u64) {
+        self.unlock_handle(handle).await;
         let Some(handle) = self.handles.remove(handle) else { return };
         match &*handle {
             Handle::Read { inode, cached, .. } => {

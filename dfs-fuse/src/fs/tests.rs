@@ -432,7 +432,7 @@ async fn attributes_of_dfs_itself() {
     let ino = mount.file("f", "abc").await;
     let sum = mount.fs.getxattr(ino, b"user.dfs.sha256").await.expect("sum");
     assert_eq!(sum, b"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    assert_eq!(mount.fs.listxattr(ino).await.expect("list"), b"");
+    assert_eq!(mount.fs.listxattr(ino, true).await.expect("list"), b"");
     let mode = xattr::SetMode { create: false, replace: false };
     let errno = |outcome: Result<(), Error>| outcome.expect_err("refused").errno();
     assert_eq!(errno(mount.fs.setxattr(ino, b"user.dfs.sha256", b"", mode).await), libc::EPERM);
@@ -440,7 +440,7 @@ async fn attributes_of_dfs_itself() {
     assert_eq!(errno(mount.fs.getxattr(ino, b"system.posix_acl_access").await.map(drop)), libc::EOPNOTSUPP);
     mount.fs.setxattr(ino, b"user.mine", b"1", mode).await.expect("set");
     assert_eq!(mount.fs.getxattr(ino, b"user.mine").await.expect("get"), b"1");
-    assert_eq!(mount.fs.listxattr(ino).await.expect("list"), b"user.mine\0");
+    assert_eq!(mount.fs.listxattr(ino, true).await.expect("list"), b"user.mine\0");
 }
 
 async fn list(mount: &Mount, stream: u64, from: u64, limit: usize) -> (Vec<String>, u64) {

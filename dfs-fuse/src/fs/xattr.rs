@@ -70,9 +70,11 @@ impl<B: Backend> Fs<B> {
         }
     }
 
-    /// Names of all attributes that are kept.
-    pub(crate) async fn listxattr(&self, ino: InodeId) -> Result<Vec<u8>, Error> {
-        let names = self.backend.listxattr(ino).await?;
+    /// Names of all attributes that are kept. Those below trusted. are for root alone; the kernel guards their values, and
+    /// leaves their names to the file system.
+    pub(crate) async fn listxattr(&self, ino: InodeId, is_root: bool) -> Result<Vec<u8>, Error> {
+        let mut names = self.backend.listxattr(ino).await?;
+        names.retain(|name| is_root || !name.starts_with(b"trusted."));
         Ok(names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect())
     }
 

@@ -33,6 +33,8 @@ pub(crate) struct Adapter {
     pub(super) counters: Arc<Counters>,
     kernel: Kernel,
     flights: Arc<Flights>,
+    /// Whether the kernel keeps locks itself.
+    pub(super) has_local_locks: bool,
 }
 
 /// The way to tell the kernel something on our own; there once the session is.
@@ -110,7 +112,12 @@ impl Adapter {
     pub(crate) fn new(fs: Arc<Fs<Dfs>>, runtime: Handle, deadline: Duration, counters: Arc<Counters>) -> Self {
         let flights = Arc::default();
         runtime.spawn(watch(Arc::downgrade(&flights)));
-        Self { fs, runtime, deadline, counters, kernel: Kernel::default(), flights }
+        Self { fs, runtime, deadline, counters, kernel: Kernel::default(), flights, has_local_locks: false }
+    }
+
+    /// Lets the kernel keep locks itself, or not.
+    pub(crate) fn set_local_locks(&mut self, are_local: bool) {
+        self.has_local_locks = are_local;
     }
 
     /// The operations that wait.

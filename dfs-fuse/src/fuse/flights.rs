@@ -30,13 +30,18 @@ const BYTES_PATIENCE: u32 = 4;
 /// What the deadline of an operation leaves to the client's own, whose error says more.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// The one operation that has no deadline, and that any signal ends.
+pub(super) const WAIT_FOR_LOCK: &str = "setlkw";
+/// Longer than any machine runs.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// What was asked for, and by whom.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     pub(super) operation: &'static str,
     pub(super) ino: INodeNo,
     /// The thread that waits; 0 if it cannot be known.
-    pid: u32,
+    pub(super) pid: u32,
 }
 
 impl Asked {
@@ -54,6 +59,7 @@ impl Asked {
         match self.operation {
             "read" | "write" | "flush" | "fsync" | "release" | "setattr" | "fallocate" | "copy_file_range"
             | "getxattr" | "lseek" => deadline * BYTES_PATIENCE,
+            WAIT_FOR_LOCK => FOR_EVER,
             _ => deadline + GRACE,
         }
     }
@@ -64,6 +70,8 @@ impl Asked {
 pub(super) enum Ending {
     /// The program that waits was killed.
     Killed,
+    /// It waits for a lock, and got a signal.
+    Interrupted,
     /// An administrator ended it.
     Aborted,
 }
@@ -72,6 +80,7 @@ impl Ending {
     pub(super) fn error(self) -> Error {
         match self {
             Self::Killed => Error::refused(libc::EINTR, "the program was killed"),
+            Self::Interrupted => Error::refused(libc::EINTR, "the program got a signal"),
             Self::Aborted => Error::refused(libc::EIO, "ended by an administrator"),
         }
     }
@@ -157,10 +166,10 @@ impl Flights {
         list.collect()
     }
 
-    fn suspects(&self) -> Vec<(u64, u32)> {
+    fn suspects(&self) -> Vec<(u64, Asked)> {
         let table = lock(&self.table);
         let old = table.iter().filter(|(_, flight)| flight.asked.pid != 0 && flight.begun.elapsed() >= LOOK_INTERVAL);
-        old.map(|(number, flight)| (*number, flight.asked.pid)).collect()
+        old.map(|(number, flight)| (*number, flight.asked)).collect()
     }
 }
 
@@ -174,9 +183,14 @@ pub(crate) async fn watch(flights: Weak<Flights>) {
             continue;
         }
         let look = spawn_blocking(move || {
-            suspects.into_iter().filter(|(_, pid)| caller::pending(*pid) == Pending::Kill).map(|(number, _)| number)
+            let doomed = suspects.into_iter().filter_map(|(number, asked)| match caller::pending(asked.pid) {
+                Pending::Kill => Some((number, Ending::Killed)),
+                Pending::Signal if asked.operation == WAIT_FOR_LOCK => Some((number, Ending::Interrupted)),
+                Pending::Signal | Pending::Nothing => None,
+            });
+            doomed.collect::<Vec<_>>()
         });
         let Ok(doomed) = look.await else { return };
-        doomed.for_each(|number| flights.end(number, Ending::Killed));
+        doomed.into_iter().for_each(|(number, why)| flights.end(number, why));
     }
 }

@@ -113,6 +113,9 @@ impl Handle {
         let expired: Vec<SessionId> = self.lead(|soft, now| {
             self.inner.raft.peek(|state| {
                 soft.sessions.retain(|id| state.session(id).is_some());
+                if soft.locks.retain(|id| state.session(id).is_some()) {
+                    self.inner.unlocked.notify_waiters();
+                }
                 soft.sessions.expired(state.sessions().map(|session| session.id), now)
             })
         })?;
@@ -127,7 +130,12 @@ impl Handle {
             self.inner.raft.peek(|state| expired.iter().flat_map(|id| state.held_by_session(*id)).collect());
         self.apply(Command::ExpireSessions { sessions: expired.clone() }).await?;
         self.left_behind(left);
-        self.lead(|soft, _| expired.into_iter().for_each(|session| soft.sessions.closed(session)))
+        self.lead(|soft, _| {
+            soft.locks.retain(|session| !expired.contains(&session));
+            expired.into_iter().for_each(|session| soft.sessions.closed(session));
+        })?;
+        self.inner.unlocked.notify_waiters();
+        Ok(())
     }
 
     /// Forgets repairs and trims that took too long or rest on nodes that are gone.

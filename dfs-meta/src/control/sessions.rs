@@ -94,6 +94,12 @@ impl Sessions {
         }
     }
 
+    /// Whether the full set of a session was heard by this leader.
+    #[must_use]
+    pub fn is_heard(&self, session: SessionId) -> bool {
+        self.sessions.get(&session).is_some_and(|soft| soft.heard)
+    }
+
     /// Whether any session has `file` open.
     #[must_use]
     pub fn is_pinned(&self, file: FileId) -> bool {

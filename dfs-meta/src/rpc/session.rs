@@ -54,7 +54,9 @@ impl Service {
     ) -> Result<v1::RenewSessionResponse, RpcError> {
         let renewal =
             Renewal { full: request.full, pins: file_ids(&request.pins)?, unpins: file_ids(&request.unpins)? };
-        let need_full = self.control.renew(SessionId(request.session_id), renewal).await?;
+        let session = SessionId(request.session_id);
+        let locks = request.locks.iter().map(|wire| convert::lock(session, wire)).collect::<Result<_, _>>()?;
+        let need_full = self.control.renew(session, renewal, locks).await?;
         Ok(v1::RenewSessionResponse {
             leader_term: self.control.term(),
             need_full,

@@ -159,6 +159,7 @@ unused! {
     read_link(ReadLinkRequest) -> ReadLinkResponse;
     get_xattr(GetXattrRequest) -> GetXattrResponse;
     list_xattr(ListXattrRequest) -> ListXattrResponse;
+    lock(LockRequest) -> LockResponse;
     stat_fs(StatFsRequest) -> StatFsResponse;
     mutate(MutateRequest) -> MutateResponse;
     get_file(GetFileRequest) -> GetFileResponse;

@@ -15,6 +15,7 @@ mod full;
 mod handles;
 mod hangs;
 mod links;
+mod locks;
 mod members;
 mod memory;
 mod mounts;

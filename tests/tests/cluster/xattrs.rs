@@ -98,3 +98,39 @@ fn where_the_replicas_are() -> Result<()> {
     ensure!(files::errno(set(&path, "user.dfs.replicas", b"x", 0)) == libc::EPERM);
     cluster.finish([mount])
 }
+
+#[test]
+fn trusted_and_security_attributes() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    std::fs::set_permissions(cluster.dir(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let mut mount = cluster.mount()?;
+    let path = mount.join("f");
+    files::write(&path, b"x")?;
+    for name in ["user.a", "trusted.a", "security.a"] {
+        set(&path, name, name.as_bytes(), 0)?;
+    }
+    mount.remount()?;
+    for name in ["user.a", "trusted.a", "security.a"] {
+        ensure!(get(&path, name)? == name.as_bytes(), "{name}");
+    }
+    let mut names = list(&path)?;
+    names.sort();
+    ensure!(names == ["security.a", "trusted.a", "user.a"], "{names:?}");
+    // As another user, who sees nothing of root's.
+    // SAFETY: changes who this thread is towards file systems, and nothing else.
+    unsafe { libc::setfsuid(1) };
+    let seen = list(&path);
+    // SAFETY: as above.
+    unsafe { libc::setfsuid(0) };
+    let mut seen = seen?;
+    seen.sort();
+    ensure!(seen == ["security.a", "user.a"], "{seen:?}");
+    // What the kernel asks for on its own is not kept.
+    ensure!(files::errno(set(&path, "security.selinux", b"x", 0)) == libc::EOPNOTSUPP);
+    remove(&path, "trusted.a")?;
+    ensure!(files::errno(get(&path, "trusted.a")) == libc::ENODATA);
+    // The limits of the kernel.
+    set(&path, &format!("user.{}", "n".repeat(250)), &[7; 64 << 10], 0)?;
+    ensure!(files::errno(set(&path, "user.b", &vec![7; (64 << 10) + 1], 0)) == libc::E2BIG);
+    cluster.finish([mount])
+}

@@ -209,6 +209,7 @@ impl Client {
             pins: ids(pins),
             unpins: ids(unpins),
             leader_term: 0,
+            locks: vec![],
         };
         self.meta.renew_session(request).await.expect("renews").into_inner()
     }

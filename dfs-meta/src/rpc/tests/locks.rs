@@ -42,15 +42,15 @@ async fn bad_requests_are_refused() {
     let cluster = Cluster::start(Settings::default()).await;
     let mut client = Client::open(&cluster, 1).await;
     let good = lock(&client, v1::LockAction::Take, true);
-    let mut backwards = good.clone();
+    let mut backwards = good;
     backwards.lock.as_mut().expect("is there").start = 100;
     for (request, code) in [
-        (v1::LockRequest { lock: None, ..good.clone() }, ErrorCode::InvalidArgument),
-        (v1::LockRequest { action: 0, ..good.clone() }, ErrorCode::InvalidArgument),
+        (v1::LockRequest { lock: None, ..good }, ErrorCode::InvalidArgument),
+        (v1::LockRequest { action: 0, ..good }, ErrorCode::InvalidArgument),
         (backwards, ErrorCode::InvalidArgument),
         (v1::LockRequest { session_id: 77, ..good }, ErrorCode::SessionExpired),
     ] {
-        let refused = client.meta.lock(request.clone()).await.expect_err("refused");
+        let refused = client.meta.lock(request).await.expect_err("refused");
         assert_eq!(RpcError::from(refused).code, code, "{request:?}");
     }
     cluster.stop().await;

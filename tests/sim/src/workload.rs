@@ -205,6 +205,29 @@ impl Client {
         self.shared.lock().operations.push(operation);
     }
 
+    /// A change is about to be asked for. It is unknown from now on: should this client die before the answer, it may have
+    /// happened all the same. Returns what [`Client::end`] takes.
+    fn begin(&self, object: Object, call: Call) -> usize {
+        let operation = Operation {
+            object,
+            call,
+            called: now(),
+            returned: Ns::MAX,
+            answer: Answer::Unknown,
+            client: self.name.clone(),
+        };
+        let operations = &mut self.shared.lock().operations;
+        operations.push(operation);
+        operations.len() - 1
+    }
+
+    /// How the change went.
+    fn end(&self, begun: usize, answer: Answer) {
+        let operation = &mut self.shared.lock().operations[begun];
+        (operation.returned, operation.answer) = (now(), answer);
+        note(&operation.to_string());
+    }
+
     fn failed(&self, what: &str, error: &Error) {
         *self.shared.lock().failures.entry(format!("{what}: {:?}", error.code)).or_default() += 1;
         if World::with(World::keeps_lines) == Some(true) {
@@ -233,7 +256,7 @@ impl Client {
         if let Err(error) = writer.write_at(0, &bytes).await {
             return self.failed("write", &error);
         }
-        let called = now();
+        let begun = self.begin(Object::Register(index as u32), Call::Write { value });
         let published = if self.rng.once_in(2) {
             writer.publish(SetAttr::default()).await
         } else {
@@ -246,7 +269,7 @@ impl Client {
                 Answer::Unknown
             }
         };
-        self.record(Object::Register(index as u32), Call::Write { value }, called, answer);
+        self.end(begun, answer);
     }
 
     async fn read_register(&mut self) {
@@ -316,7 +339,7 @@ impl Client {
             Ok(new) => new,
             Err(error) => return self.failed("new file", &error),
         };
-        let called = now();
+        let begun = self.begin(object, Call::Put { name, ino: attr.ino.0 });
         let renamed = self.dfs.rename(InodeId(self.workshop), &new, dir, &[b'a' + name], RenameFlags::default()).await;
         let answer = match renamed {
             Ok(()) => Answer::Done,
@@ -328,12 +351,12 @@ impl Client {
                 Answer::Unknown
             }
         };
-        self.record(object, Call::Put { name, ino: attr.ino.0 }, called, answer);
+        self.end(begun, answer);
     }
 
     async fn unlink(&mut self) {
         let ((object, dir), name) = (self.directory(), self.name());
-        let called = now();
+        let begun = self.begin(object, Call::Unlink { name });
         let answer = match self.dfs.unlink(dir, &[b'a' + name]).await {
             Ok(()) => Answer::Done,
             Err(error) => {
@@ -341,14 +364,14 @@ impl Client {
                 answer_of(error.code)
             }
         };
-        self.record(object, Call::Unlink { name }, called, answer);
+        self.end(begun, answer);
     }
 
     async fn rename(&mut self) {
         let ((object, dir), from) = (self.directory(), self.name());
         let to = (from + 1 + self.rng.below(u64::from(NAMES) - 1) as u8) % NAMES;
         let (no_replace, exchange) = [(false, false), (true, false), (false, true)][self.rng.below(3) as usize];
-        let called = now();
+        let begun = self.begin(object, Call::Rename { from, to, no_replace, exchange });
         let flags = RenameFlags { no_replace, exchange };
         let answer = match self.dfs.rename(dir, &[b'a' + from], dir, &[b'a' + to], flags).await {
             Ok(()) => Answer::Done,
@@ -357,13 +380,13 @@ impl Client {
                 answer_of(error.code)
             }
         };
-        self.record(object, Call::Rename { from, to, no_replace, exchange }, called, answer);
+        self.end(begun, answer);
     }
 
     async fn make(&mut self) {
         let ((object, dir), name) = (self.directory(), self.name());
         let node = NewNode { kind: FileKind::File, mode: 0o600, uid: 0, gid: 0, rdev: 0 };
-        let called = now();
+        let begun = self.begin(object, Call::Make { name });
         let answer = match self.dfs.mknod(dir, &[b'a' + name], node).await {
             Ok(attr) => {
                 self.shared.lock().fixed.insert(attr.ino.0, 0);
@@ -374,7 +397,7 @@ impl Client {
                 answer_of(error.code)
             }
         };
-        self.record(object, Call::Make { name }, called, answer);
+        self.end(begun, answer);
     }
 
     async fn list(&mut self) {

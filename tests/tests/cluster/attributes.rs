@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -12,6 +12,27 @@ use dfs_tests::{
     Cluster,
     files::{self, CHUNK},
 };
+
+#[test]
+fn closing_an_empty_new_file_changes_no_times() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    let mount = cluster.mount_with("cache=none")?;
+    for (name, options) in [
+        ("read", File::options().read(true).custom_flags(libc::O_CREAT)),
+        ("write", File::options().write(true).create_new(true)),
+    ] {
+        let path = mount.join(name);
+        let file = options.open(&path)?;
+        let times = |path: &Path| -> Result<_> {
+            let attr = fs::metadata(path)?;
+            Ok(((attr.mtime(), attr.mtime_nsec()), (attr.ctime(), attr.ctime_nsec())))
+        };
+        let before = times(&path)?;
+        files::close(file)?;
+        ensure!(times(&path)? == before, "{name}: {before:?}, {:?}", times(&path)?);
+    }
+    cluster.finish([mount])
+}
 
 #[test]
 fn mode_owner_and_times_last() -> Result<()> {

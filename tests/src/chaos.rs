@@ -1,9 +1,9 @@
 //! Chaos: a real cluster, each process on a machine of its own, works while everything goes wrong, and is judged.
 //!
 //! A run has one cluster and some rounds. In each round workers ([`worker`]) use two mounts while faults happen by a schedule
-//! that follows from the seed ([`schedule`], [`field`]). Then all faults end, and within bounds the workers must get on, every
-//! node must be there, every chunk must have its copies, and everything that was acknowledged must be read ([`audit`]);
-//! histories of small files must be linearizable ([`judge`]).
+//! that follows from the seed ([`schedule`], `field`). Then all faults end, and within bounds the workers must get on, every
+//! node must be there, every chunk must have its copies, and everything that was acknowledged must be read (`audit`);
+//! histories of small files must be linearizable (`judge`).
 //!
 //! Allowed during faults: errors, within the deadline. Never allowed: wrong bytes, the absence of what was acknowledged,
 //! operations that take longer than their deadlines, processes that cannot be killed or that end by themselves, panics.

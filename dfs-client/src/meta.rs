@@ -4,7 +4,11 @@
 use std::fmt;
 
 use bytes::Bytes;
-use dfs_common::{Attr, ErrorCode, InodeId, SetAttr, name};
+use dfs_common::{
+    Attr, ErrorCode, InodeId, SetAttr,
+    crash::{self, Point},
+    name,
+};
 use dfs_proto::{
     convert,
     v1::{self, mutate_request::Op},
@@ -161,6 +165,7 @@ impl Dfs {
             true => None,
             false => Some(convert::file_id(&answer.file_id)?),
         };
+        crash::point(Point::CreateAnswered);
         Ok(Created { attr: attr(answer.attr)?, file_id, existed: answer.existed, session: session.id })
     }
 

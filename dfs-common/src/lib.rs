@@ -1,5 +1,5 @@
 //! Domain types that every dfs process shares: identifiers, attributes, layouts, checksums, error codes, backoff,
-//! configuration units and crash-safe file helpers.
+//! configuration units, crash-safe file helpers and crash points.
 //!
 //! This crate must stay free of runtimes, RPC libraries and databases: it is the vocabulary, not the machinery.
 
@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod backup;
 pub mod checksum;
 pub mod config;
+pub mod crash;
 pub mod durable;
 pub mod error;
 pub mod id;

@@ -22,7 +22,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::error::ErrorKind;
-use dfs_common::config::ParseError;
+use dfs_common::{config::ParseError, crash};
 use tracing_subscriber::EnvFilter;
 
 use config::{Args, LogFormat, Mistake};
@@ -36,7 +36,17 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(mistake) => return explain(&mistake),
     };
-    match start(&args) {
+    let armed = match crash::arm() {
+        Ok(armed) => armed,
+        Err(error) => {
+            eprintln!("mount.dfs: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    if let Some(armed) = armed.filter(|_| !args.foreground) {
+        eprintln!("mount.dfs: warning: {armed}");
+    }
+    match start(&args, armed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mount.dfs: {error:#}");
@@ -60,7 +70,7 @@ fn explain(mistake: &Mistake) -> ExitCode {
     }
 }
 
-fn start(args: &Args) -> anyhow::Result<()> {
+fn start(args: &Args, armed: Option<crash::Armed>) -> anyhow::Result<()> {
     let mountpoint = mount::check_mountpoint(&args.mountpoint())?;
     if args.mount_flags.remount {
         return mount::change_flags(args, &mountpoint);
@@ -69,6 +79,9 @@ fn start(args: &Args) -> anyhow::Result<()> {
     unsafe { libc::prctl(libc::PR_SET_NAME, c"mount.dfs".as_ptr()) };
     if args.foreground {
         start_log(args, true)?;
+        if let Some(armed) = armed {
+            tracing::warn!("{armed}");
+        }
         return serve(args, &mountpoint, || {});
     }
     // Opened here, so that a bad path is told on the terminal and a relative one means what the user thinks.

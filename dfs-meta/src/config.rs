@@ -108,6 +108,10 @@ pub struct Config {
     #[arg(long, env = "DFS_META_SNAPSHOT_THRESHOLD", default_value_t = 8192, value_name = "N",
           value_parser = clap::value_parser!(u64).range(100..))]
     pub snapshot_threshold: u64,
+    /// Log entries that stay behind a snapshot, so that a metadata node that was away briefly needs none
+    #[arg(long, env = "DFS_META_LOG_KEEP", default_value_t = 1000, value_name = "N",
+          value_parser = clap::value_parser!(u64).range(10..))]
+    pub log_keep: u64,
     /// Silence after which a client's session ends
     #[arg(long, env = "DFS_META_SESSION_LEASE", default_value = "60s", value_name = "TIME")]
     pub session_lease: Span,
@@ -121,6 +125,12 @@ pub struct Config {
     /// How long storage nodes must have been in their state before a copy that is one too many is dropped
     #[arg(long, env = "DFS_META_TRIM_GRACE", default_value = "60s", value_name = "TIME")]
     pub trim_grace: Span,
+    /// How long a chunk that no file lists stays on its disk: its writer may still list it, so twice --session-lease at least
+    #[arg(long, env = "DFS_META_UNKNOWN_GRACE", default_value = "10m", value_name = "TIME")]
+    pub unknown_grace: Span,
+    /// How long after a change of leader storage nodes are asked for full inventories, spread over as long again
+    #[arg(long, env = "DFS_META_INVENTORY_DELAY", default_value = "2m", value_name = "TIME")]
+    pub inventory_delay: Span,
     /// Threads for network and protocol; more than one pay only for a node that a single one cannot serve
     #[arg(long, env = "DFS_META_WORKER_THREADS", default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -178,6 +188,7 @@ impl Config {
             election_min: self.election_min.0,
             election_max: self.election_max.0,
             snapshot_threshold: self.snapshot_threshold,
+            log_keep: self.log_keep,
             trash_retention: self.trash_retention.0,
             cluster: fsm::Settings {
                 chunk_size: u32::try_from(self.chunk_size.0).unwrap_or(CHUNK_SIZE_MAX),
@@ -196,6 +207,8 @@ impl Config {
             dead: self.dead.0,
             gc_grace: self.gc_grace.0,
             trim_grace: self.trim_grace.0,
+            unknown_grace: self.unknown_grace.0,
+            inventory_delay: self.inventory_delay.0,
             ..control::Settings::default()
         };
         settings.with_session_lease(self.session_lease.0)

@@ -3,6 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
+use dfs_common::crash;
 use dfs_meta::{
     config::{Config, LogFormat},
     offline,
@@ -17,11 +18,21 @@ const QUIET: [&str; 3] = ["openraft", "sled", "h2"];
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
+    let armed = match crash::arm() {
+        Ok(armed) => armed,
+        Err(error) => {
+            eprintln!("dfs-meta: {error}");
+            return ExitCode::from(2);
+        }
+    };
     if offline::is_asked(&args) {
+        if let Some(armed) = armed {
+            eprintln!("warning: {armed}");
+        }
         return ended(offline::run(&args));
     }
     let config = Config::load(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    ended(run(&config))
+    ended(run(&config, armed))
 }
 
 fn ended(result: anyhow::Result<()>) -> ExitCode {
@@ -34,8 +45,11 @@ fn ended(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> anyhow::Result<()> {
+fn run(config: &Config, armed: Option<crash::Armed>) -> anyhow::Result<()> {
     start_log(config)?;
+    if let Some(armed) = armed {
+        tracing::warn!("{armed}");
+    }
     let runtime = dfs_proto::runtime::builder(config.worker_threads)
         .max_blocking_threads(16)
         .thread_name("dfs-meta")

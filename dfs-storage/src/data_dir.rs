@@ -15,7 +15,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dfs_common::{ClusterId, NodeId, Uuid, durable};
+use dfs_common::{
+    ClusterId, NodeId, Uuid,
+    crash::{self, Point},
+    durable,
+};
 use serde::{Deserialize, Serialize};
 
 const IDENTITY: &str = "IDENTITY";
@@ -181,6 +185,7 @@ impl DataDir {
         };
         let dir = Self { path: path.into(), uuid, name: name.into(), membership, _lock: lock };
         dir.stamp(membership)?;
+        crash::point(Point::IdentityStamped);
         Ok(dir)
     }
 

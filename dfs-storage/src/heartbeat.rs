@@ -22,6 +22,7 @@ use std::{
 use dfs_common::{
     ChunkId, ErrorCode,
     backoff::{Backoff, Policy},
+    crash::{self, Point},
 };
 use dfs_proto::{
     WIRE_VERSION, convert,
@@ -190,6 +191,7 @@ impl Heartbeat {
     }
 
     fn join(&mut self, membership: Membership, response: &RegisterNodeResponse) -> Result<(), Fatal> {
+        crash::point(Point::NodeRegistered);
         // A few bytes, once in the life of a node: not worth a thread.
         self.data_dir.join(membership)?;
         self.learn(&response.meta_addresses);
@@ -252,7 +254,8 @@ impl Heartbeat {
         let mut request =
             message::heartbeat(&self.node, self.incarnation(), self.usage, &unreachable, self.page.as_ref())?;
         request.confirmed = confirmed.iter().map(|id| convert::id_bytes(id.as_bytes())).collect();
-        if request.inventory.is_none() && self.page.is_some() {
+        let has_page = request.inventory.is_some();
+        if !has_page && self.page.is_some() {
             (self.page, self.page_wanted) = (None, None);
         }
         // Within one interval: a later heartbeat says more than a retry of this one.
@@ -266,6 +269,8 @@ impl Heartbeat {
         if answer.is_err() {
             // What was confirmed and not told is asked again.
             unreachable.into_iter().for_each(|peer| self.node.changes.keep_unreachable(peer));
+        } else if has_page {
+            crash::point(Point::InventorySent);
         }
         answer
     }

@@ -3,6 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
+use dfs_common::crash;
 use dfs_storage::{
     config::{Config, LogFormat},
     server::{Server, ServerError},
@@ -15,7 +16,14 @@ const SPARE_THREADS: usize = 4;
 
 fn main() -> ExitCode {
     let config = Config::load(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    match run(&config) {
+    let armed = match crash::arm() {
+        Ok(armed) => armed,
+        Err(error) => {
+            eprintln!("dfs-storage: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&config, armed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dfs-storage: {error:#}");
@@ -24,8 +32,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> anyhow::Result<()> {
+fn run(config: &Config, armed: Option<crash::Armed>) -> anyhow::Result<()> {
     start_log(config)?;
+    if let Some(armed) = armed {
+        tracing::warn!("{armed}");
+    }
     keep_large_buffers();
     let runtime = dfs_proto::runtime::builder(config.worker_threads)
         .max_blocking_threads(usize::from(config.blocking_threads) + SPARE_THREADS)

@@ -22,7 +22,7 @@ mod text;
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches};
-use dfs_common::config::ParseError;
+use dfs_common::{config::ParseError, crash};
 
 use crate::{cli::Cli, exit::Exit, failure::Failure};
 
@@ -40,6 +40,11 @@ pub fn command() -> clap::Command {
 #[must_use]
 pub fn run(args: Vec<OsString>) -> ExitCode {
     let json_wanted = args.iter().any(|arg| arg == "--json");
+    match crash::arm() {
+        Ok(None) => {}
+        Ok(Some(armed)) => eprintln!("dfsctl: warning: {armed}"),
+        Err(error) => return Failure::usage(error).report(json_wanted),
+    }
     let cli = match dfs_common::config::parse(command(), args) {
         Ok(matches) => Cli::from_arg_matches(&matches).map_err(ParseError::Clap),
         Err(error) => Err(error),

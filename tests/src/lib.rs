@@ -12,6 +12,7 @@
 pub mod bins;
 pub mod chaos;
 pub mod cluster;
+pub mod crash;
 pub mod disk;
 pub mod files;
 pub mod history;

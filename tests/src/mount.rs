@@ -97,6 +97,11 @@ impl Mount {
         &self.process
     }
 
+    /// Detaches the mount point of a process that has died.
+    pub fn let_go(&self) {
+        detach(&self.path);
+    }
+
     /// SIGTERM: the mount point must be free afterwards.
     ///
     /// # Errors

@@ -67,6 +67,12 @@ impl Process {
         }
     }
 
+    /// Sets a variable of its environment for the next starts, or takes it out.
+    pub fn set_env(&mut self, key: &str, value: Option<&str>) {
+        self.env.retain(|(known, _)| known != key);
+        self.env.extend(value.map(|value| (key.to_owned(), value.to_owned())));
+    }
+
     /// Starts it.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
+use dfs_common::crash::Point;
 use dfs_tests::bins;
 
 // mount.dfs is a program without a library; its options are all in one file.
@@ -14,12 +15,29 @@ fn document(name: &str) -> PathBuf {
     bins::repository().join("docs").join(name)
 }
 
-/// Every test of the cluster suite as `module::function`.
+/// Files below a directory whose name ends in `extension`.
+fn files_below(dir: PathBuf, extension: &str) -> Result<Vec<PathBuf>> {
+    let (mut found, mut dirs) = (Vec::new(), vec![dir]);
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                found.push(path);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Every test of the cluster suite as `module::function`; what is in a sub-module belongs to the module.
 fn cluster_tests() -> Result<BTreeSet<String>> {
     let mut tests = BTreeSet::new();
-    for entry in fs::read_dir(bins::repository().join("tests/tests/cluster"))? {
-        let path = entry?.path();
-        let module = path.file_stem().context("a file")?.to_string_lossy().into_owned();
+    let root = bins::repository().join("tests/tests/cluster");
+    for path in files_below(root.clone(), "rs")? {
+        let module = path.strip_prefix(&root)?.iter().next().context("a file")?;
+        let module = module.to_string_lossy().trim_end_matches(".rs").to_owned();
         let text = fs::read_to_string(&path)?;
         let mut lines = text.lines();
         while let Some(line) = lines.next() {
@@ -150,17 +168,7 @@ fn the_options_are_those_of_the_programs() -> Result<()> {
 fn every_relative_link_leads_somewhere() -> Result<()> {
     let root = bins::repository();
     let mut pages = vec![root.join("README.md"), root.join("CHANGELOG.md")];
-    let mut dirs = vec![root.join("docs")];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(dir)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
-                pages.push(path);
-            }
-        }
-    }
+    pages.extend(files_below(root.join("docs"), "md")?);
     for page in pages {
         let text = fs::read_to_string(&page)?;
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
@@ -171,6 +179,61 @@ fn every_relative_link_leads_somewhere() -> Result<()> {
             let path = page.parent().context("a page has a directory")?.join(target);
             ensure!(path.exists(), "{}: the link to {target} leads nowhere", page.display());
         }
+    }
+    Ok(())
+}
+
+/// The words in backticks of a cell of a table.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn the_crash_table_names_every_crash_point_and_a_test_for_each() -> Result<()> {
+    let text = fs::read_to_string(document("architecture.md"))?;
+    let (_, rest) = text.split_once("## What if it dies between the two steps").context("the section")?;
+    let (_, rest) = rest.split_once("| crash point | test |\n").context("the table")?;
+    let (table, _) = rest.split_once("\n\n").context("the end of the table")?;
+    let tests = cluster_tests()?;
+    let known: BTreeSet<&str> = Point::ALL.iter().map(|point| point.name()).collect();
+    let mut named = BTreeSet::new();
+    for row in table.lines().skip(1) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        ensure!(cells.len() == 6, "{} cells: {row}", cells.len());
+        let (points, shown) = (quoted(cells[4]), quoted(cells[5]));
+        ensure!(!points.is_empty() && !shown.is_empty(), "no crash point or no test: {row}");
+        for point in &points {
+            ensure!(known.contains(point), "there is no crash point {point}: {row}");
+        }
+        for test in shown {
+            ensure!(tests.contains(test), "there is no test {test}: {row}");
+        }
+        named.extend(points);
+    }
+    let forgotten: Vec<_> = known.difference(&named).collect();
+    ensure!(forgotten.is_empty(), "crash points without a row: {forgotten:?}");
+    Ok(())
+}
+
+#[test]
+fn every_crash_point_is_passed_by_the_code_and_by_a_test() -> Result<()> {
+    let root = bins::repository();
+    let read = |dirs: &[&str]| -> Result<String> {
+        let mut all = String::new();
+        for dir in dirs {
+            for path in files_below(root.join(dir), "rs")? {
+                all.push_str(&fs::read_to_string(path)?);
+            }
+        }
+        Ok(all)
+    };
+    let code = read(&["dfs-client/src", "dfs-fuse/src", "dfs-meta/src", "dfs-storage/src", "dfsctl/src"])?;
+    let tests = read(&["tests/tests/cluster"])?;
+    for point in Point::ALL {
+        ensure!(code.contains(&format!("Point::{point:?}")), "{point:?} is nowhere in the code");
+        let name = point.name();
+        let is_tested = tests.contains(&format!("\"{name}\"")) || tests.contains(&format!("\"{name}:"));
+        ensure!(is_tested, "no test lets a process die at {name}");
     }
     Ok(())
 }

@@ -13,7 +13,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use dfs_common::{
-    Attr, ChunkRef, ErrorCode, FileId, FileKind, InodeId, SetAttr, SetTime, checksum, layout::chunk_count, name,
+    Attr, ChunkRef, ErrorCode, FileId, FileKind, InodeId, SetAttr, SetTime, checksum,
+    crash::{self, Point},
+    layout::chunk_count,
+    name,
 };
 use dfs_proto::{convert, v1, v1::mutate_request::Op};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -210,6 +213,7 @@ impl<P: Fn(u64, u64) + Send + Sync> Upload<'_, P> {
             let before = reused.len();
             reused = self.present(reused).await?;
             if reused.len() == before {
+                crash::point(Point::UploadPublished);
                 self.finish(manifest).await?;
                 return Ok(self.uploaded(attr, &reused, remarks));
             }
@@ -292,10 +296,12 @@ impl<P: Fn(u64, u64) + Send + Sync> Upload<'_, P> {
         self.sent.0.fetch_add(1, Ordering::Relaxed);
         self.sent.1.fetch_add(data.len() as u64, Ordering::Relaxed);
         let (manifest, noted, file_id) = (manifest.clone(), chunk.clone(), self.pending.file_id);
+        crash::point(Point::UploadStored);
         blocking(move || {
             manifest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(index, file_id, &noted)
         })
         .await?;
+        crash::point(Point::UploadNoted);
         if earlier.is_none() {
             self.advance(data.len() as u64);
         }

@@ -2,7 +2,11 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use dfs_common::{Attr, ErrorCode, FileId, InodeId, SetAttr, SetTime, layout::chunk_count};
+use dfs_common::{
+    Attr, ErrorCode, FileId, InodeId, SetAttr, SetTime,
+    crash::{self, Point},
+    layout::chunk_count,
+};
 use dfs_proto::{convert, v1, v1::mutate_request::Op};
 
 use super::{Core, State, slot::Slot};
@@ -96,7 +100,9 @@ impl Core {
         let set = Some(convert::set_attr_to_wire(self.ino, &set));
         let op = Op::CommitFile(v1::CommitFile { file_id, size, chunks, set, done });
         let what = format!("publishing inode {}", self.ino);
+        crash::point(Point::PublishStored);
         let answer = self.shared().cluster.mutate_in(&self.session, what, op).await?;
+        crash::point(Point::PublishAnswered);
         let attr =
             answer.attr.ok_or_else(|| Error::new(ErrorCode::Internal, "a commit was answered without attributes"))?;
         state.attr = attr.try_into()?;

@@ -173,6 +173,12 @@ impl UnknownChunks {
         }
     }
 
+    /// Nothing that was heard of `node` counts any more.
+    pub fn forget_node(&mut self, node: NodeId) {
+        self.chunks.retain(|(of, _), _| *of != node);
+        self.due.retain(|(_, of, _)| *of != node);
+    }
+
     /// Up to `limit` chunks that are due to be looked up; each is due again later until it is forgotten.
     pub fn take_due(&mut self, grace: Duration, limit: usize, now: Instant) -> Vec<Due> {
         let mut taken = Vec::new();
@@ -326,5 +332,9 @@ mod tests {
         unknown.forget(node, ChunkId([9; 32]));
         unknown.forget(node, chunk);
         assert!(unknown.is_empty() && unknown.due.is_empty());
+        unknown.note(node, chunk, file(1), t0);
+        unknown.note(NodeId(2), chunk, file(1), t0);
+        unknown.forget_node(node);
+        assert_eq!((unknown.len(), unknown.due.len()), (1, 1), "what another node has is kept");
     }
 }

@@ -13,7 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dfs_common::{ChunkId, ErrorCode, NodeId, Uuid, node::NodeState};
+use dfs_common::{
+    ChunkId, ErrorCode, NodeId, Uuid,
+    crash::{self, Point},
+    node::NodeState,
+};
 use dfs_proto::status::RpcError;
 
 use super::{
@@ -145,6 +149,7 @@ impl Handle {
                 self.displaced(uuid, &address);
             }
         })?;
+        crash::point(Point::RegistrationApplied);
         let Reply::Node { node, created } = reply else {
             return Err(RpcError::new(ErrorCode::Internal, "registration was answered with something else"));
         };
@@ -155,6 +160,8 @@ impl Handle {
             self.note_space(soft, node, capacity_bytes, used_bytes);
             soft.heard(node, Report { capacity_bytes, used_bytes, chunk_count, active_streams: 0 }, now);
             soft.inventories.restart(node, now);
+            // Its disk may be another one: the inventory says what is there.
+            soft.unknown.forget_node(node);
         })?;
         tracing::info!(%node, name, address, rack, capacity_bytes, chunk_count, created, "storage node registered");
         self.judge(node).await?;
@@ -290,6 +297,7 @@ impl Handle {
             .raft
             .peek(|state| beat.deleted.iter().copied().filter(|chunk| state.is_doomed(node, *chunk)).collect());
         for chunks in confirmed.chunks(BATCH) {
+            crash::point(Point::DeletionHeard);
             self.apply(Command::ConfirmDeleted { node, chunks: chunks.to_vec() }).await?;
         }
         self.lead(|soft, _| {
@@ -333,6 +341,7 @@ impl Handle {
         let Some(findings) = self.lead(|soft, now| soft.inventories.page(node, page, now + again))?? else {
             return Ok(());
         };
+        crash::point(Point::InventoryCompared);
         let taken = self.take_held(node, &findings.present).await;
         let missing: Vec<ChunkId> = self.inner.raft.peek(|state| {
             let recorded = |chunk: &ChunkId| state.chunk(*chunk).is_some_and(|c| c.replicas.contains(&node));
@@ -346,6 +355,7 @@ impl Handle {
             // The page was compared but not taken over: take the whole inventory again.
             self.lead(|soft, now| soft.inventories.restart(node, now))?;
         }
+        crash::point(Point::InventoryApplied);
         result
     }
 
@@ -357,6 +367,8 @@ impl Handle {
         self.lead(|soft, now| {
             soft.planner.lost(&chunks, now);
             soft.trimmer.forget_all(&chunks);
+            // Reported a moment ago and not looked up since: what is gone now must not be recorded then.
+            chunks.iter().for_each(|chunk| soft.unknown.forget(node, *chunk));
         })?;
         for chunks in chunks.chunks(BATCH) {
             self.apply(Command::ReplicasLost { node, chunks: chunks.to_vec() }).await?;
@@ -398,6 +410,7 @@ impl Handle {
             return Ok(());
         }
         tracing::info!(node = %victim, chunks = chunks.len(), "copies beyond the wanted number are dropped");
+        crash::point(Point::TrimConfirmed);
         let dropped = self.apply(Command::ReplicasLost { node: victim, chunks: chunks.clone() }).await;
         if dropped.is_err() {
             // What is still in the record is not deleted; the next round finds it again.
@@ -408,6 +421,7 @@ impl Handle {
                 }
             })?;
         } else {
+            crash::point(Point::TrimRecorded);
             let length =
                 |chunk: &ChunkId| self.inner.raft.peek(|state| state.chunk(*chunk).map_or(0, |c| u64::from(c.length)));
             let bytes = chunks.iter().map(length).sum();

@@ -1,6 +1,10 @@
 //! Single events that storage nodes and clients report: finished uploads, finished repairs, bad copies.
 
-use dfs_common::{ChunkId, ErrorCode, NodeId, node::NodeState};
+use dfs_common::{
+    ChunkId, ErrorCode, NodeId,
+    crash::{self, Point},
+    node::NodeState,
+};
 use dfs_proto::status::RpcError;
 
 use super::{Handle, repair::Cause, unix_now_ns};
@@ -68,6 +72,7 @@ impl Handle {
                     |(chunk, _): &(ChunkId, NodeId)| state.chunk(*chunk).map(|c| (c.live, u64::from(c.length)));
                 replicas.iter().filter_map(record).collect()
             });
+            crash::point(Point::RepairHeard);
             self.apply(Command::ReplicasAdded { replicas }).await?;
             let now_ns = unix_now_ns();
             for (live, bytes) in before {
@@ -137,8 +142,10 @@ impl Handle {
             }
             soft.planner.lost(&[chunk], now);
             soft.trimmer.forget_all(&[chunk]);
+            soft.unknown.forget(node, chunk);
         })?;
         self.apply(Command::ReplicasLost { node, chunks: vec![chunk] }).await?;
+        crash::point(Point::BadCopyDropped);
         // It is replaced from now on, not from the next round on.
         self.inner.finished.notify_one();
         Ok(())

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use dfs_common::{ChunkId, FileId, NodeId, SessionId, node::NodeState};
+use dfs_common::{
+    ChunkId, FileId, NodeId, SessionId,
+    crash::{self, Point},
+    node::NodeState,
+};
 use dfs_proto::status::RpcError;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -196,6 +200,7 @@ impl Handle {
             }
             tracing::debug!(versions = file_ids.len(), "trash has expired");
             self.apply(Command::DropTrash { file_ids }).await?;
+            crash::point(Point::TrashDropped);
         }
         let mut lacking = self.space_lacking()?;
         for _ in 0..BATCHES_MAX {
@@ -209,6 +214,7 @@ impl Handle {
                 "space is short: the oldest trash is given up before its time"
             );
             if let Reply::TrashDropped { versions, bytes } = self.apply(Command::DropTrash { file_ids }).await? {
+                crash::point(Point::TrashDropped);
                 self.lead(|soft, now| soft.trash_given_up(versions, now))?;
                 let reason = "space was short".to_owned();
                 self.record_event(Fact::TrashFreedEarly { versions, bytes, reason });
@@ -311,6 +317,7 @@ impl Handle {
         if count > 0 {
             tracing::debug!(versions = count, "garbage is released");
             self.apply(Command::ReleaseVersions { file_ids }).await?;
+            crash::point(Point::GarbageReleased);
         }
         Ok(count)
     }
@@ -355,6 +362,7 @@ impl Handle {
             if let Reply::Chunks { skipped } = self.apply(Command::DoomUnknown { node, chunks }).await? {
                 let copies = found.saturating_sub(skipped.len() as u64);
                 if copies > 0 {
+                    crash::point(Point::UnknownDoomed);
                     self.record_event(Fact::CopiesEvicted { node, copies, reason: "no version lists them".into() });
                 }
                 settled.extend(of_node.iter().filter(|due| !skipped.contains(&due.chunk)).map(|d| (node, d.chunk)));

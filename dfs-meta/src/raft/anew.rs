@@ -22,6 +22,7 @@ use std::{
 use dfs_common::{
     ClusterId,
     backup::{self, BackupError},
+    crash::{self, Point},
 };
 use openraft::{
     CommittedLeaderId, Membership,
@@ -246,6 +247,7 @@ async fn look(dir: &DataDir) -> Result<(Remains, Origin, LogStore), AnewError> {
 /// The steps that both have in common.
 async fn found(dir: &DataDir, me: &Member, origin: Origin, restored: Restored) -> Result<u64, AnewError> {
     let Origin { mut state, last, now_ns, cluster, epoch } = origin;
+    crash::point(Point::AnewBegun);
     state.go_on_from(last.index, restored);
     let node = MetaNode { name: me.name.clone(), address: me.address.clone() };
     let membership = Membership::new(vec![BTreeSet::from([me.raft_id])], BTreeMap::from([(me.raft_id, node)]));
@@ -256,11 +258,14 @@ async fn found(dir: &DataDir, me: &Member, origin: Origin, restored: Restored) -
     };
     let snapshots = SnapshotDir::open(&dir.path().join("snapshots"))?;
     snapshots.write(&Head { meta, now_ns: now_ns.max(restored.done_ns) }, &state)?;
+    crash::point(Point::AnewSnapshot);
     let mut log = LogStore::open(&dir.path().join("raft"))?;
     let voted = log.read_vote().await.map_err(raft)?.map_or(0, |vote| vote.leader_id.term);
     log.save_vote(&Vote::new(voted.max(last.leader_id.term) + 1, me.raft_id)).await.map_err(raft)?;
+    crash::point(Point::AnewVoted);
     log.purge(last).await.map_err(raft)?;
     log.close().await.map_err(raft)?;
+    crash::point(Point::AnewPurged);
     // By the clock, so that of two restores from one backup the later one wins.
     let by_clock = u64::try_from(restored.done_ns / 1_000_000).unwrap_or(0);
     let epoch = by_clock.max(epoch + 1);

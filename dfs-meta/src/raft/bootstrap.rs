@@ -35,7 +35,10 @@ use std::{
     time::Duration,
 };
 
-use dfs_common::ClusterId;
+use dfs_common::{
+    ClusterId,
+    crash::{self, Point},
+};
 use dfs_proto::{
     transport::check_address,
     v1::{HelloRequest, HelloResponse},
@@ -154,6 +157,7 @@ async fn form(core: &Arc<Core>) -> Result<bool, StartError> {
         tokio::time::sleep(PAUSE).await;
     }
     stamp(core, |dir| dir.set_complete(true)).await?;
+    crash::point(Point::FormStamped);
     let raft = start_raft(core, true).await?;
     core.phase.send_replace(Phase::Member);
     let me = core.settings.me.raft_id;
@@ -182,6 +186,7 @@ fn is_configured(core: &Core, address: &str, hello: &HelloResponse) -> bool {
 async fn join(core: &Arc<Core>) -> Result<(), StartError> {
     tracing::info!("this node has no data or not all of it: it is filled by the others before it takes part");
     stamp(core, |dir| dir.set_complete(false)).await?;
+    crash::point(Point::JoinBegun);
     core.phase.send_replace(Phase::Joining);
     let mut round = 0;
     loop {
@@ -201,6 +206,7 @@ async fn join(core: &Arc<Core>) -> Result<(), StartError> {
             }
         }
     }
+    crash::point(Point::JoinCaughtUp);
     stamp(core, |dir| dir.set_complete(true)).await?;
     if let Some(raft) = core.raft.get() {
         raft.runtime_config().elect(true);
@@ -250,6 +256,7 @@ async fn catch_up(core: &Arc<Core>, leader: &HelloResponse) -> Result<bool, Star
         let mut log = core.log.clone();
         if log.read_vote().await.map_err(fail)?.is_none_or(|vote| vote < promised) {
             log.save_vote(&promised).await.map_err(fail)?;
+            crash::point(Point::JoinPromised);
         }
         start_raft(core, false).await?;
     }

@@ -26,7 +26,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dfs_common::ErrorCode;
+use dfs_common::{
+    ErrorCode,
+    crash::{self, Point},
+};
 use dfs_proto::status::RpcError;
 use openraft::{RaftMetrics, raft::AppendEntriesRequest};
 
@@ -119,6 +122,7 @@ pub(crate) async fn stand(core: &Core, raft: &Raft, vote: Vote) -> Result<(), Rp
         return Err(RpcError::new(ErrorCode::Stale, format!("the vote here is {current}, asked was {vote}")));
     }
     core.stands_in.store(vote.leader_id.term + 1, Ordering::Release);
+    crash::point(Point::HeirAsked);
     raft.trigger().elect().await.map_err(|e| unavailable(&e.to_string()))?;
     let leads = |metrics: &RaftMetrics<RaftId, MetaNode>| metrics.current_leader == Some(me);
     let elected = raft.wait(Some(ELECTED)).metrics(leads, "elected").await;

@@ -21,7 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dfs_common::{ClusterId, ErrorCode};
+use dfs_common::{
+    ClusterId, ErrorCode,
+    crash::{self, Point},
+};
 use dfs_proto::{
     status::RpcError,
     v1::{HelloRequest, HelloResponse},
@@ -160,7 +163,7 @@ pub(crate) async fn add(
         return move_voter(core, &now, &new, node).await;
     }
     say(steps, format!("asking {} at {}", new.name, new.address), 0, 0).await;
-    check_candidate(core, &new).await?;
+    check_candidate(core, &new, known.is_some()).await?;
     let mut after = now.voters.clone();
     after.insert(new.raft_id);
     after.retain(|id| Some(*id) != leaves);
@@ -169,6 +172,7 @@ pub(crate) async fn add(
     if known.as_ref() != Some(&node) {
         say(steps, format!("making {} a member without a vote", new.name), 0, 0).await;
         change(core, ChangeMembers::SetNodes(BTreeMap::from([(new.raft_id, node)])), true).await?;
+        crash::point(Point::MemberLearner);
     }
     feed(core, &new, steps).await?;
     say(steps, format!("giving {} a vote", new.name), 0, 0).await;
@@ -246,8 +250,9 @@ fn check_identity(now: &Now, new: &Member, known: Option<&MetaNode>, leaves: Opt
     Ok(())
 }
 
-/// Asks the node that is to be added whether it may be.
-async fn check_candidate(core: &Core, new: &Member) -> Result<HelloResponse, RpcError> {
+/// Asks the node that is to be added whether it may be. A learner that was left by a change that was cut short `is_known`: what it
+/// has it got as such.
+async fn check_candidate(core: &Core, new: &Member, is_known: bool) -> Result<HelloResponse, RpcError> {
     let Member { name, address, .. } = new;
     let begun = Instant::now();
     let answer = loop {
@@ -278,7 +283,7 @@ async fn check_candidate(core: &Core, new: &Member) -> Result<HelloResponse, Rpc
         return Err(refused(ErrorCode::WrongCluster, why));
     }
     let is_former = answer.initialized && answer.epoch != core.cluster.epoch();
-    if answer.ready || is_former {
+    if (answer.ready && !is_known) || is_former {
         let why =
             format!("{name} has data of an earlier membership: empty its data directory and start it with --join");
         return Err(refused(ErrorCode::NotPermitted, why));
@@ -444,6 +449,7 @@ async fn judge(core: &Arc<Core>, ours: ClusterId, address: &str, answer: &HelloR
         return if answer.epoch > epoch { Err(core.dir.former(answer.epoch, witness()).to_string()) } else { Ok(()) };
     }
     if answer.leading && !answer.listed {
+        crash::point(Point::RemovalHeard);
         stamp(core, |dir| dir.set_removed()).await.map_err(|error| error.to_string())?;
         return Err(core.dir.removed().to_string());
     }

@@ -24,15 +24,15 @@ pub struct Settings {
     pub election_max: Duration,
     /// Entries after which a snapshot is made.
     pub snapshot_threshold: u64,
+    /// Entries that stay in the log behind a snapshot, so that a follower that was away briefly needs no snapshot.
+    pub log_keep: u64,
     /// How long removed and replaced content stays restorable in a cluster that this node forms.
     pub trash_retention: std::time::Duration,
     /// What a new cluster is set up with.
     pub cluster: fsm::Settings,
 }
 
-/// Entries that stay in the log behind a snapshot, so that a follower that was away briefly needs no snapshot.
-const LOG_KEEP: u64 = 1000;
-/// Purged together: each purge is a durable record.
+/// Purged together, if so many are kept at all: each purge is a durable record.
 const PURGE_BATCH: u64 = 256;
 /// Entries in one message to a follower; their bytes are limited by the log.
 const MESSAGE_ENTRIES_MAX: u64 = 256;
@@ -93,10 +93,10 @@ impl Settings {
             election_timeout_min: ms(self.random_min()),
             election_timeout_max: ms(self.vote_silence()),
             max_payload_entries: MESSAGE_ENTRIES_MAX,
-            replication_lag_threshold: LOG_KEEP,
+            replication_lag_threshold: self.log_keep,
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_threshold),
-            max_in_snapshot_log_to_keep: LOG_KEEP,
-            purge_batch_size: PURGE_BATCH,
+            max_in_snapshot_log_to_keep: self.log_keep,
+            purge_batch_size: PURGE_BATCH.min(self.log_keep),
             enable_elect: elect,
             ..openraft::Config::default()
         }

@@ -5,7 +5,10 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use dfs_common::ClusterId;
+use dfs_common::{
+    ClusterId,
+    crash::{self, Point},
+};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError, storage::RaftStateMachine};
 
 use tokio::sync::watch;
@@ -131,6 +134,7 @@ impl Replica {
                     return Err(StoreError::Snapshot { path, reason });
                 }
                 dir.adopt(snapshot, &expected)?;
+                crash::point(Point::SnapshotAdopted);
                 Ok((head.now_ns, state))
             })
             .await?;
@@ -143,6 +147,7 @@ impl Replica {
             self.tell_newest_event(state.last_event());
             std::mem::replace(&mut position.state, state)
         };
+        crash::point(Point::SnapshotInstalled);
         // Freeing millions of nodes takes a while.
         drop(dfs_proto::machine::spawn_blocking(move || drop(old)));
         Ok(())
@@ -159,6 +164,9 @@ impl Position {
                 Applied(self.state.apply(&batch))
             }
             EntryPayload::Membership(membership) => {
+                if membership.get_joint_config().len() > 1 {
+                    crash::point(Point::MembershipJoint);
+                }
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
                 Applied::default()
             }

@@ -4,7 +4,10 @@
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use dfs_common::ErrorCode;
+use dfs_common::{
+    ErrorCode,
+    crash::{self, Point},
+};
 use dfs_proto::{
     status::RpcError,
     v1::{RaftRequest, SnapshotPart},
@@ -139,6 +142,7 @@ impl Receiver {
             Ok(file)
         })
         .await?;
+        crash::point(Point::SnapshotReceived);
         tracing::info!(bytes = file.length(), %meta, "received a snapshot");
         Ok(Received { vote, snapshot: Snapshot { meta, snapshot: Box::new(file) }, turn })
     }

@@ -1,7 +1,10 @@
 //! `Mutate`: from the wire to an operation of the state machine and back.
 
 use bytes::Bytes;
-use dfs_common::{ChunkId, FileId, InodeId, SessionId};
+use dfs_common::{
+    ChunkId, FileId, InodeId, SessionId,
+    crash::{self, Point},
+};
 use dfs_proto::{
     convert::{self, id_bytes},
     status::RpcError,
@@ -29,9 +32,16 @@ impl Service {
             Op::LeaveFile { file_id } => self.raft.peek(|state| state.held_by(*file_id)),
             _ => Vec::new(),
         };
+        let applied = match &op {
+            Op::Create { .. } => Some(Point::CreateApplied),
+            Op::CommitFile { .. } => Some(Point::PublishApplied),
+            Op::Restore { .. } => Some(Point::RestoreApplied),
+            _ => None,
+        };
         let command =
             Command::Mutate { session: SessionId(request.session_id), seq: request.seq, acked: request.acked, op };
         let reply = self.control.apply(command).await?;
+        applied.into_iter().for_each(crash::point);
         self.control.left_behind(left);
         if let Some(file) = ends {
             // A leader that was replaced meanwhile need not know: the grace time does the same later.

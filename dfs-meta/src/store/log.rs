@@ -13,6 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
+use dfs_common::crash::{self, Point};
 use openraft::{
     LogState, OptionalSend, RaftLogReader, StorageIOError,
     storage::{LogFlushed, RaftLogStorage},
@@ -261,6 +262,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             self.request(|done| Request::Vote { bytes, committed, done }).await
         };
         save.await.map_err(|e| StorageIOError::write_vote(&e))?;
+        crash::point(Point::VoteSaved);
         self.view().vote = Some(*vote);
         Ok(())
     }
@@ -322,6 +324,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let bytes = codec::encode(&log_id).map_err(io::Error::other)?;
             self.request(|done| Request::Purge { upto: log_id.index, bytes, done }).await
         };
-        purge.await.map_err(|e| StorageIOError::write_logs(&e).into())
+        purge.await.map_err(|e| StorageIOError::write_logs(&e))?;
+        crash::point(Point::LogPurged);
+        Ok(())
     }
 }

@@ -17,7 +17,10 @@ use std::{
 };
 
 use crc_fast::{CrcAlgorithm, Digest};
-use dfs_common::durable;
+use dfs_common::{
+    crash::{self, Point},
+    durable,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -149,8 +152,10 @@ impl SnapshotDir {
     /// Writes a snapshot durably.
     pub(crate) fn write(&self, head: &Head, state: &State) -> Result<SnapshotFile, StoreError> {
         let tmp = self.temporary_path();
-        let result =
-            write(&tmp, head, state).map_err(StoreError::io(&tmp)).and_then(|()| self.publish(&tmp, &head.meta));
+        let result = write(&tmp, head, state).map_err(StoreError::io(&tmp)).and_then(|()| {
+            crash::point(Point::SnapshotWritten);
+            self.publish(&tmp, &head.meta)
+        });
         if result.is_err() {
             drop(fs::remove_file(&tmp));
         }
@@ -182,6 +187,7 @@ impl SnapshotDir {
     fn publish(&self, tmp: &Path, meta: &SnapshotMeta) -> Result<SnapshotFile, StoreError> {
         let path = self.path_of(meta.last_log_id);
         durable::rename(tmp, &path).map_err(StoreError::io(&path))?;
+        crash::point(Point::SnapshotRenamed);
         let file = SnapshotFile::open(path.clone(), false).map_err(StoreError::io(&path))?;
         for old in self.list()?.into_iter().skip(KEEP) {
             fs::remove_file(&old).map_err(StoreError::io(&old))?;

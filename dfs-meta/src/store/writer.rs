@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dfs_common::crash::{self, Point};
 use dfs_proto::machine;
 use openraft::storage::LogFlushed;
 use tokio::sync::oneshot;
@@ -184,7 +185,15 @@ impl Thread {
             answers.push(answer);
             result = result.and(done);
         }
-        self.answer(result.and_then(|()| self.disk.flush()), answers);
+        let appends = answers.iter().any(|answer| matches!(answer, Answer::Append { .. }));
+        if appends {
+            crash::point(Point::LogWritten);
+        }
+        let result = result.and_then(|()| self.disk.flush());
+        if appends {
+            crash::point(Point::LogFlushed);
+        }
+        self.answer(result, answers);
         open
     }
 

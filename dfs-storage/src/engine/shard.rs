@@ -13,7 +13,11 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use dfs_common::{ChunkId, durable};
+use dfs_common::{
+    ChunkId,
+    crash::{self, Point},
+    durable,
+};
 
 /// The tree of chunk directories.
 #[derive(Debug)]
@@ -71,6 +75,7 @@ impl Shards {
             fs::create_dir_all(&leaf)?;
             fs::rename(tmp, &file)?;
         }
+        crash::point(Point::ChunkRenamed);
         self.sync(id).inspect_err(|_| {
             // Whether it is durable is unknown, and the writer is told that it failed: it must not be found later.
             if let Err(error) = fs::remove_file(&file) {

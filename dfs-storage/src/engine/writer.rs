@@ -9,7 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use dfs_common::checksum::BlockVerifier;
+use dfs_common::{
+    checksum::BlockVerifier,
+    crash::{self, Point},
+};
 
 use super::{
     ChunkFacts, ChunkWriter, EngineError, Finished,
@@ -124,7 +127,9 @@ impl ChunkWriter for DiskWriter {
             None => self.file.write_all(&footer),
         }
         .map_err(io_error("write the footer of"))?;
+        crash::point(Point::ChunkWritten);
         self.file.sync_data().map_err(io_error("sync"))?;
+        crash::point(Point::ChunkSynced);
         let finished = self.shared.publish(&self.tmp.path, &self.facts)?;
         self.tmp.published = finished == Finished::New;
         Ok(finished)

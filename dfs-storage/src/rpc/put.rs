@@ -16,7 +16,10 @@
 use std::{collections::BTreeSet, fmt::Write as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use dfs_common::{ErrorCode, NodeId};
+use dfs_common::{
+    ErrorCode, NodeId,
+    crash::{self, Point},
+};
 use dfs_proto::{
     status::RpcError,
     stream::{self, Reader},
@@ -119,6 +122,9 @@ impl Upload {
             let mark = mark.clone();
             async move {
                 let result = ingest::write_local(&node, facts, local, &mark).await.map(drop);
+                if result.is_ok() {
+                    crash::point(Point::PrimaryStored);
+                }
                 let _ = outcome.send(Outcome { node: own, result }).await;
                 drop(held);
             }
@@ -147,6 +153,7 @@ impl Upload {
         let since = Instant::now();
         self.receive(reader, queues).await?;
         self.collect(since).await?;
+        crash::point(Point::QuorumStored);
         self.mark.acknowledged();
         Ok(self.answer())
     }
@@ -247,17 +254,26 @@ impl Upload {
     async fn report_late(mut self) {
         while let Some(Outcome { node, result }) = self.outcomes.recv().await {
             match result {
-                Ok(()) => self.node.outbox.receipt(ChunkReceipt {
-                    chunk_id: Bytes::copy_from_slice(self.facts.id.as_bytes()),
-                    length: self.facts.length,
-                    sha256: Bytes::copy_from_slice(&self.facts.sha256),
-                    replicas: vec![node.0],
-                    file_id: Bytes::copy_from_slice(self.facts.file_id.as_bytes()),
-                }),
+                Ok(()) => {
+                    crash::point(Point::LateCopyStored);
+                    self.node.outbox.receipt(self.receipt(node));
+                }
                 Err(error) => {
                     tracing::info!(chunk = %self.facts.id, %node, %error, "a late copy failed; repair makes it");
                 }
             }
+        }
+    }
+}
+
+impl Upload {
+    fn receipt(&self, node: NodeId) -> ChunkReceipt {
+        ChunkReceipt {
+            chunk_id: Bytes::copy_from_slice(self.facts.id.as_bytes()),
+            length: self.facts.length,
+            sha256: Bytes::copy_from_slice(&self.facts.sha256),
+            replicas: vec![node.0],
+            file_id: Bytes::copy_from_slice(self.facts.file_id.as_bytes()),
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use dfs_common::ErrorCode;
+use dfs_common::{
+    ErrorCode,
+    crash::{self, Point},
+};
 use dfs_proto::{
     status::RpcError,
     stream::{self, Reader, Sender},
@@ -69,6 +72,7 @@ async fn receive(node: &Arc<Node>, body: Body, answers: &mut Sender) -> Result<(
         (_, Err(error)) => return Err(error),
         (Ok(_), Ok(())) => {}
     }
+    crash::point(Point::ReplicaStored);
     mark.acknowledged();
     // If the sender is gone the copy is still good; the heartbeat reports it.
     let _ = answers.send_message(&ReplicateChunkResponse { received: length, done: true }).await;

@@ -8,7 +8,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use dfs_common::ChunkId;
+use dfs_common::{
+    ChunkId,
+    crash::{self, Point},
+};
 use tokio::sync::mpsc;
 
 use crate::{engine::ChunkEngine, node::Node};
@@ -60,7 +63,10 @@ impl Deletes {
             let engine = node.engine.clone();
             let asked = batch.clone();
             match node.disk.run(move || delete_all(engine.as_ref(), asked)).await {
-                Ok(done) => node.changes.deleted(&done),
+                Ok(done) => {
+                    crash::point(Point::ChunksDeleted);
+                    node.changes.deleted(&done);
+                }
                 Err(error) => tracing::warn!(%error, "chunks could not be deleted; metadata asks again"),
             }
             let mut queued = self.queued();

@@ -15,7 +15,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use dfs_common::{ChunkId, ErrorCode, NodeId};
+use dfs_common::{
+    ChunkId, ErrorCode, NodeId,
+    crash::{self, Point},
+};
 use dfs_proto::{
     convert,
     status::RpcError,
@@ -195,6 +198,8 @@ impl Repairs {
                 self.node.changes.unreachable(job.target);
             }
             (outcome.code, outcome.message) = (error.code as u32, error.message);
+        } else {
+            crash::point(Point::RepairCopied);
         }
         self.node.outbox.repaired(outcome);
     }

@@ -69,6 +69,7 @@ impl Group {
             election_min: Duration::from_millis(400),
             election_max: Duration::from_millis(800),
             snapshot_threshold: self.snapshot_threshold,
+            log_keep: 1000,
             trash_retention: std::time::Duration::ZERO,
             cluster: fsm::Settings::default(),
         }

@@ -72,6 +72,7 @@ impl Cluster {
             election_min: Duration::from_millis(400),
             election_max: Duration::from_millis(800),
             snapshot_threshold: 8192,
+            log_keep: 1000,
             trash_retention: std::time::Duration::ZERO,
             cluster: fsm::Settings { chunk_size: CHUNK_SIZE, replication: 3, write_quorum: 2 },
         })

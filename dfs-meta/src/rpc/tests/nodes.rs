@@ -283,6 +283,45 @@ async fn an_unknown_run_of_a_node_registers_again_and_another_cluster_is_refused
 }
 
 #[tokio::test]
+async fn a_copy_that_is_lost_before_it_is_looked_up_again_is_not_recorded_then() {
+    let cluster = Cluster::start(quick()).await;
+    let mut client = Client::open(&cluster, 1).await;
+    let mut nodes = Nodes::start(&cluster, 3).await;
+    let file = client.create("f").await;
+    let chunk = ChunkId::derive(file, 0, 0);
+    // Reported before a file lists it: it is looked up again in a second.
+    let first = &mut nodes.0[0];
+    let report = v1::HeartbeatRequest {
+        node_id: first.id,
+        incarnation: first.incarnation,
+        capacity_bytes: CAPACITY,
+        added: vec![Storage::held_chunk(&chunk)],
+        inventory_seq: 8,
+        ..Default::default()
+    };
+    first.meta.heartbeat(report).await.expect("is taken");
+    let holders: Vec<u32> = nodes.0.iter().map(|node| node.id).collect();
+    client.commit(file, chunk, &holders).await;
+    assert!(full(1)(&cluster.status().await));
+    // Its node starts again, without the copy, and nobody makes another one.
+    for node in &mut nodes.0 {
+        node.loses_jobs = true;
+    }
+    nodes.0[1].held.insert(chunk);
+    nodes.0[2].held.insert(chunk);
+    nodes.0[0].incarnation = 2;
+    nodes.0[0].register().await;
+    let lacks_one = |status: &v1::ClusterStatusResponse| status.chunks.is_some_and(|c| c.full == 0 && c.total == 1);
+    nodes.until(&cluster, &[], lacks_one).await;
+    for _ in 0..75 {
+        nodes.round(&[]).await;
+        assert!(lacks_one(&cluster.status().await), "a copy is recorded that is not there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
 async fn a_missing_copy_and_the_copies_of_a_dead_node_are_replaced() {
     let cluster = Cluster::start(quick()).await;
     let mut client = Client::open(&cluster, 1).await;

@@ -205,6 +205,7 @@ pub(super) fn start(program: &Program, directory: &Path, log: &Path, pid_file: &
     command.stdout(output.try_clone()?).stderr(output);
     // What `dfsctl` itself is told by the environment must not reach the servers, whose prefixes are longer forms of it.
     command.env_remove("DFS_META_ADDRS").env_remove("DFS_MOUNT").env_remove("DFS_CONFIG");
+    command.env_remove(dfs_common::crash::VARIABLE);
     // A log file is no terminal, but tracing colours its lines unless told not to.
     command.env("NO_COLOR", "1");
     // SAFETY: setsid is async-signal-safe and touches no memory of the parent.

@@ -11,6 +11,7 @@ use std::{
 
 use dfs_common::{
     backup::{self, Head},
+    crash::{self, Point},
     durable,
     units::utc,
 };
@@ -45,6 +46,7 @@ pub(super) fn backup(context: &Context, file: &Path) -> Result<(), Failure> {
             return Err(failure);
         }
     };
+    crash::point(Point::BackupWritten);
     durable::rename(&tmp, file).map_err(named)?;
     print(context.out, file, &head, length)
 }

@@ -7,7 +7,7 @@ use dfs_common::{
 };
 use dfs_proto::status::RpcError;
 
-use super::{Handle, repair::Cause, unix_now_ns};
+use super::{Handle, garbage::UNREADABLE, repair::Cause, unix_now_ns};
 use crate::fsm::{Command, Fact, Receipt, Reply};
 
 /// Outcome of a repair job as its source reports it.
@@ -121,7 +121,8 @@ impl Handle {
             .await?;
         match others {
             // Reported before, or by somebody with an old layout.
-            None => return Ok(()),
+            None if missing => return Ok(()),
+            None => return self.bad_and_unrecorded(chunk, node),
             Some(0) => {
                 self.record_event(Fact::CopyCorrupt { chunk, node, reason: reason.clone(), last: true });
                 tracing::error!(%chunk, %node, reason, missing, "the last live copy of a chunk is bad, it is kept");
@@ -149,5 +150,20 @@ impl Handle {
         // It is replaced from now on, not from the next round on.
         self.inner.finished.notify_one();
         Ok(())
+    }
+
+    /// A bad copy that the record does not have is to be deleted all the same: the order was lost with a leader, or no version
+    /// lists the chunk any more. Its footer may be what is bad, so that the node cannot list it among what it holds, and nobody
+    /// but whoever reports it knows of it.
+    fn bad_and_unrecorded(&self, chunk: ChunkId, node: NodeId) -> Result<(), RpcError> {
+        let (is_known, quorum) =
+            self.inner.raft.peek(|state| (state.chunk(chunk).is_some(), state.settings().write_quorum));
+        self.lead(|soft, now| {
+            if is_known {
+                soft.evict(node, chunk, quorum);
+            } else {
+                soft.unknown.note(node, chunk, UNREADABLE, now);
+            }
+        })
     }
 }

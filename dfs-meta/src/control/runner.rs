@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Handle,
-    garbage::{self, Due, Gate, Pinned},
+    garbage::{self, Due, Gate, Pinned, UNREADABLE},
     repair::{self, Need, Verdict, Wanted},
     soft::Soft,
     unix_now_ns,
@@ -336,6 +336,8 @@ impl Handle {
             for due in due {
                 match state.chunk(due.chunk) {
                     Some(chunk) if chunk.replicas.contains(&due.node) => settled.push((due.node, due.chunk)),
+                    // A bad copy: the next report finds the chunk in the record and has the copy evicted.
+                    Some(_) if due.file == UNREADABLE => settled.push((due.node, due.chunk)),
                     Some(_) => found.push((due.chunk, due.node)),
                     None if state.is_doomed(due.node, due.chunk) => settled.push((due.node, due.chunk)),
                     None if due.overdue && !kept && state.pending(due.file).is_none() => doom.push(due),

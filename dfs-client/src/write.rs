@@ -25,7 +25,7 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use dfs_common::{Attr, ErrorCode, FileId, InodeId, Layout, SetAttr, layout::chunk_count};
+use dfs_common::{Attr, ErrorCode, FileId, InodeId, Layout, SetAttr, layout::{CHUNKS_MAX, chunk_count}};
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 pub(crate) use buffer::{BufferPool, TailCache};
@@ -39,9 +39,6 @@ use crate::{
 };
 use ranges::Sources;
 use slot::Slots;
-
-/// Most chunks of a file: 1 TiB with chunks of 4 MiB. A commit names every chunk, so this bounds its size (about 20 MB).
-pub(crate) const CHUNKS_MAX: u64 = 1 << 18;
 
 /// A version of a file that is being written. All write handles of one inode share one.
 ///

@@ -73,6 +73,9 @@ impl Layout {
     }
 }
 
+/// Most chunks of a file: 1 TiB with chunks of 4 MiB. A publication names every chunk, so this bounds its size (about 20 MB).
+pub const CHUNKS_MAX: u64 = 1 << 18;
+
 /// How many chunks a file of `size` bytes has.
 #[must_use]
 pub fn chunk_count(size: u64, chunk_size: u32) -> u64 {

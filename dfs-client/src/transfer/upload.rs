@@ -96,7 +96,7 @@ pub async fn upload(
     let (file, head, meta, manifest, earlier) =
         blocking(move || open(&source, &target, &dir, cluster_id, chunk_size, resume)).await?;
     let count = chunk_count(head.size, chunk_size);
-    if count > write::CHUNKS_MAX {
+    if count > CHUNKS_MAX {
         return Err(Error::new(ErrorCode::TooLarge, format!("{}: too large", local.display())));
     }
     let pending = start(dfs, remote, &meta).await?;
@@ -345,6 +345,7 @@ impl<P: Fn(u64, u64) + Send + Sync> Upload<'_, P> {
             length: chunk.length,
             sha256: convert::id_bytes(&chunk.sha256),
             replicas: convert::replicas_to_wire(&chunk.replicas),
+            slots: 1,
         });
         let set = SetAttr { mtime: Some(SetTime::At(self.head.mtime_ns)), ..SetAttr::default() };
         let op = Op::CommitFile(v1::CommitFile {

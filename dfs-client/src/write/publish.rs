@@ -94,7 +94,7 @@ impl Core {
         let size = self.size.load(Ordering::Acquire);
         let count = chunk_count(size, u32::try_from(self.chunk_size).expect("chunks are small"));
         state.slots.resize(count);
-        let chunks = state.slots.iter().map(committed).collect::<Result<_, _>>()?;
+        let chunks = committed_slots(state.slots.iter())?;
         let file_id = self.pending(state).await?;
         let file_id = convert::id_bytes(file_id.as_bytes());
         let set = Some(convert::set_attr_to_wire(self.ino, &set));
@@ -124,6 +124,21 @@ impl Core {
     }
 }
 
+/// The slots as they are sent: holes in a row as one.
+fn committed_slots<'a>(slots: impl Iterator<Item = &'a Slot>) -> Result<Vec<v1::CommittedChunk>, Error> {
+    let mut chunks: Vec<v1::CommittedChunk> = Vec::new();
+    let mut in_hole = false;
+    for slot in slots {
+        let is_hole = matches!(slot, Slot::Hole);
+        match chunks.last_mut() {
+            Some(hole) if is_hole && in_hole => hole.slots += 1,
+            _ => chunks.push(committed(slot)?),
+        }
+        in_hole = is_hole;
+    }
+    Ok(chunks)
+}
+
 fn committed(slot: &Slot) -> Result<v1::CommittedChunk, Error> {
     match slot {
         Slot::Hole => {
@@ -133,6 +148,7 @@ fn committed(slot: &Slot) -> Result<v1::CommittedChunk, Error> {
                 length: 0,
                 sha256: convert::id_bytes(&hole.sha256),
                 replicas: vec![],
+                slots: 1,
             })
         }
         Slot::Stored(stored) => Ok(v1::CommittedChunk {
@@ -140,6 +156,7 @@ fn committed(slot: &Slot) -> Result<v1::CommittedChunk, Error> {
             length: stored.chunk.length,
             sha256: convert::id_bytes(&stored.chunk.sha256),
             replicas: if stored.recorded { vec![] } else { convert::replicas_to_wire(&stored.chunk.replicas) },
+            slots: 1,
         }),
         Slot::Open(_) | Slot::Sending(_) => Err(Error::new(ErrorCode::Internal, "a chunk is not stored yet")),
     }

@@ -223,6 +223,9 @@ pub struct CommittedChunk {
     pub sha256: [u8; 32],
     /// Nodes that acknowledged it; empty for a chunk that the state knows already.
     pub replicas: Replicas,
+    /// Slots in a row that it stands for, at least 1; more than 1 only for a hole. A sparse file of a TiB would otherwise be a
+    /// command of many MB, and its way through the log would hold up everybody.
+    pub slots: u32,
 }
 
 /// What a client does to the tree. Names are bytes as programs gave them.

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use dfs_common::{
     ChunkId, ErrorCode, FileId, InodeId, SessionId, SetAttr,
     checksum::sha256,
-    layout::{Replicas, chunk_count},
+    layout::{CHUNKS_MAX, Replicas, chunk_count},
 };
 use imbl::OrdSet;
 
@@ -38,6 +38,18 @@ pub(super) struct Content<'a> {
     pub(super) size: u64,
     pub(super) chunks: &'a [CommittedChunk],
     pub(super) set: &'a SetAttr,
+}
+
+impl Content<'_> {
+    /// Slots that the chunks stand for.
+    fn slot_count(&self) -> u64 {
+        self.chunks.iter().map(|chunk| u64::from(chunk.slots)).sum()
+    }
+
+    /// The chunk of each slot. At most as many as were checked to be right for the size.
+    fn slots(&self) -> impl Iterator<Item = &ChunkId> {
+        self.chunks.iter().flat_map(|chunk| std::iter::repeat_n(&chunk.chunk, chunk.slots as usize))
+    }
 }
 
 /// What a version is to its chunks.
@@ -183,7 +195,7 @@ impl State {
     fn holds(&self, id: FileId, chunk_size: u32, content: &Content<'_>) -> bool {
         self.versions.get(&id).is_some_and(|version| {
             (version.size, version.chunk_size) == (content.size, chunk_size)
-                && version.chunks.iter().eq(content.chunks.iter().map(|chunk| &chunk.chunk))
+                && version.chunks.iter().eq(content.slots())
         })
     }
 
@@ -192,11 +204,11 @@ impl State {
         let Some(pending) = self.pending.get_mut(&file_id) else { return };
         pending.publications += 1;
         let (ino, chunk_size, publications) = (pending.ino, pending.chunk_size, pending.publications);
-        let chunks = content.chunks.iter().map(|chunk| chunk.chunk).collect();
+        let chunks = content.slots().copied().collect();
         let published_s = seconds(now_ns);
         self.versions.insert(id, Shared::new(Version { ino, size: content.size, chunk_size, published_s, chunks }));
         // New references before old ones go: a shared chunk must never be without one.
-        for chunk in content.chunks {
+        for chunk in content.chunks.iter().filter(|chunk| !chunk.chunk.is_zero()) {
             self.change_chunk(chunk.chunk, |chunk| chunk.published += 1);
             self.drop_hold(file_id, chunk.chunk);
         }
@@ -249,13 +261,20 @@ impl State {
         if i64::try_from(content.size).is_err() {
             return Err(Refusal::new(ErrorCode::TooLarge, format!("a file of {} bytes", content.size)));
         }
-        let (wanted, given) = (chunk_count(content.size, chunk_size), content.chunks.len());
-        if wanted != given as u64 {
+        let (wanted, given) = (chunk_count(content.size, chunk_size), content.slot_count());
+        if wanted > CHUNKS_MAX {
+            let message = format!("{} bytes are {wanted} chunks, {CHUNKS_MAX} are the limit", content.size);
+            return Err(Refusal::new(ErrorCode::TooLarge, message));
+        }
+        if wanted != given {
             let message = format!("{} bytes are {wanted} chunks of {chunk_size}, {given} are given", content.size);
             return Err(Refusal::new(ErrorCode::InvalidArgument, message));
         }
         let mut new = BTreeMap::new();
-        for (index, chunk) in content.chunks.iter().enumerate() {
+        let mut next = 0;
+        for chunk in content.chunks {
+            let index = next;
+            next += u64::from(chunk.slots);
             self.check_chunk(chunk_size, chunk, &mut new).map_err(|fault| {
                 Refusal::new(ErrorCode::InvalidArgument, format!("chunk {index} ({}): {fault}", chunk.chunk))
             })?;
@@ -270,8 +289,14 @@ impl State {
         chunk: &CommittedChunk,
         new: &mut BTreeMap<ChunkId, (u32, [u8; 32])>,
     ) -> Result<(), String> {
+        if chunk.slots == 0 {
+            return Err("it stands for no slot".to_owned());
+        }
         if chunk.chunk.is_zero() {
             return if chunk.length == 0 { Ok(()) } else { Err("a hole has no bytes".to_owned()) };
+        }
+        if chunk.slots > 1 {
+            return Err("only holes come in rows".to_owned());
         }
         if chunk.length == 0 || chunk.length > chunk_size {
             return Err(format!("{} bytes do not fit a slot of {chunk_size}", chunk.length));
@@ -316,7 +341,7 @@ impl State {
     /// The slots of a version count otherwise from now on.
     pub(super) fn move_version(&mut self, id: FileId, from: Standing, to: Standing) {
         let Some(version) = self.versions.get(&id).cloned() else { return };
-        for chunk in &version.chunks {
+        for chunk in version.chunks.iter().filter(|chunk| !chunk.is_zero()) {
             self.change_chunk(*chunk, |chunk| {
                 let count = chunk.slots_mut(from);
                 *count = count.saturating_sub(1);

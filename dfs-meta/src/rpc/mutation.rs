@@ -132,13 +132,13 @@ fn commit_file(commit: v1::CommitFile) -> Result<Op, RpcError> {
 }
 
 fn committed_chunk(wire: v1::CommittedChunk) -> Result<CommittedChunk, RpcError> {
-    let v1::CommittedChunk { chunk_id, length, sha256, replicas } = wire;
+    let v1::CommittedChunk { chunk_id, length, sha256, replicas, slots } = wire;
     let chunk = convert::chunk_id(&chunk_id)?;
     let sha256 = hash(chunk, &sha256)?;
     if replicas.len() > REPLICAS_MAX {
         return Err(invalid(format!("chunk {chunk} names more than {REPLICAS_MAX} copies")));
     }
-    Ok(CommittedChunk { chunk, length, sha256, replicas: convert::replicas(&replicas) })
+    Ok(CommittedChunk { chunk, length, sha256, replicas: convert::replicas(&replicas), slots: slots.max(1) })
 }
 
 /// A hole may leave its hash out.

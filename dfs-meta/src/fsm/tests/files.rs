@@ -217,6 +217,35 @@ fn holes_need_no_chunk() {
 }
 
 #[test]
+fn holes_in_a_row_are_one_item() {
+    let mut lab = Lab::new();
+    let a = lab.session(1);
+    let (attr, id) = lab.create(a, ROOT, "sparse");
+    let holes = |slots| super::super::CommittedChunk { length: 0, slots, ..stored(0, &[]) };
+    let sized = |slots: u64, chunks| Op::CommitFile {
+        file_id: id,
+        size: slots * u64::from(SLOT),
+        chunks,
+        set: SetAttr::default(),
+        done: false,
+    };
+    lab.ok(a, sized(6, vec![holes(3), stored(1, &[1, 2]), holes(2)]));
+    assert_eq!(lab.content(attr.ino), [0, 0, 0, 1, 0, 0]);
+    // The same written otherwise is no change.
+    let before = lab.attr(attr.ino);
+    lab.ok(a, sized(6, vec![holes(1), holes(2), stored(1, &[1, 2]), holes(2)]));
+    assert_eq!(lab.attr(attr.ino).generation, before.generation);
+    assert_eq!(lab.code(a, sized(5, vec![holes(6)])), ErrorCode::InvalidArgument);
+    assert_eq!(lab.code(a, sized(6, vec![holes(0); 6])), ErrorCode::InvalidArgument);
+    let row = super::super::CommittedChunk { slots: 2, ..stored(1, &[1, 2]) };
+    assert_eq!(lab.code(a, sized(2, vec![row])), ErrorCode::InvalidArgument);
+    let most = dfs_common::layout::CHUNKS_MAX;
+    assert_eq!(lab.code(a, sized(most + 1, vec![holes(u32::MAX); 2])), ErrorCode::TooLarge);
+    lab.ok(a, sized(most, vec![holes(u32::try_from(most).expect("a u32"))]));
+    assert_eq!(lab.content(attr.ino).len() as u64, most);
+}
+
+#[test]
 fn pending_versions_belong_to_their_session() {
     let mut lab = Lab::new();
     let (a, b) = (lab.session(1), lab.session(2));

@@ -23,7 +23,7 @@ pub(super) fn chunk_id(n: u8) -> ChunkId {
 
 /// A full slot of chunk `n`, durable on `nodes`.
 pub(super) fn stored(n: u8, nodes: &[u32]) -> CommittedChunk {
-    CommittedChunk { chunk: chunk_id(n), length: SLOT, sha256: [n; 32], replicas: replicas(nodes) }
+    CommittedChunk { chunk: chunk_id(n), length: SLOT, sha256: [n; 32], replicas: replicas(nodes), slots: 1 }
 }
 
 pub(super) fn replicas(nodes: &[u32]) -> Replicas {

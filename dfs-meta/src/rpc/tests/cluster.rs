@@ -184,6 +184,7 @@ impl Client {
             length: 100,
             sha256: vec![1; 32].into(),
             replicas: replicas.to_vec(),
+            slots: 1,
         };
         let commit = v1::CommitFile {
             file_id: id_bytes(file.as_bytes()),

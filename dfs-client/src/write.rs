@@ -25,7 +25,10 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use dfs_common::{Attr, ErrorCode, FileId, InodeId, Layout, SetAttr, layout::{CHUNKS_MAX, chunk_count}};
+use dfs_common::{
+    Attr, ErrorCode, FileId, InodeId, Layout, SetAttr,
+    layout::{CHUNKS_MAX, chunk_count},
+};
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 pub(crate) use buffer::{BufferPool, TailCache};

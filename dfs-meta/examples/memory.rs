@@ -132,6 +132,7 @@ impl Machine {
             length: 4096,
             sha256: hash,
             replicas: (0..3).map(|i| NodeId((first + i) % NODES + 1)).collect(),
+            slots: 1,
         };
         self.mutate(Op::CommitFile { file_id, size: 4096, chunks: vec![chunk], set: SetAttr::default(), done: true })
     }

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use dfs_common::{
     Attr, ChunkRef, ErrorCode, FileId, FileKind, InodeId, SetAttr, SetTime, checksum,
     crash::{self, Point},
-    layout::chunk_count,
+    layout::{CHUNKS_MAX, chunk_count},
     name,
 };
 use dfs_proto::{convert, v1, v1::mutate_request::Op};

@@ -317,6 +317,14 @@ fn current(root: &Path) -> Result<String, StoreError> {
         Ok(name) if is_generation(&name) => Ok(name),
         Ok(name) => Err(StoreError::Open { path, reason: format!("{name:?} is not the name of a log directory") }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // Written before the first log is made: a log without it has lost it, and which of several counts is unknown.
+            for entry in fs::read_dir(root).map_err(StoreError::io(root))? {
+                let found = entry.map_err(StoreError::io(root))?.file_name().to_string_lossy().into_owned();
+                if is_generation(&found) {
+                    let reason = format!("the file is missing, though {found} is there");
+                    return Err(StoreError::Open { path, reason });
+                }
+            }
             let name = "log-0001";
             durable::write_file(&path, name.as_bytes()).map_err(StoreError::io(&path))?;
             Ok(name.to_owned())

@@ -155,6 +155,17 @@ fn a_crashed_rebuild_leaves_no_trace() {
 }
 
 #[test]
+fn a_log_without_the_file_that_names_it_is_refused_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Disk::open(dir.path()).unwrap());
+    fs::rename(dir.path().join("log-0001"), dir.path().join("log-0002")).unwrap();
+    fs::remove_file(dir.path().join("CURRENT")).unwrap();
+    let error = Disk::open(dir.path()).err().expect("refused").to_string();
+    assert!(error.contains("CURRENT") && error.contains("log-0002"), "{error}");
+    assert!(dir.path().join("log-0002").exists(), "nothing is removed");
+}
+
+#[test]
 fn a_damaged_record_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Disk::open(dir.path()).unwrap();

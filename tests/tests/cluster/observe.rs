@@ -98,7 +98,7 @@ fn a_dead_node_shows_in_status_and_events() -> Result<()> {
 
 #[test]
 fn fsck_asks_the_disks_and_starts_the_repair() -> Result<()> {
-    let cluster = Cluster::builder().faults().start()?;
+    let cluster = Cluster::builder().faults().expect_log("corrupt").start()?;
     upload(&cluster, "/d/one", 1, 2 * CHUNK)?;
     upload(&cluster, "/d/two", 2, CHUNK + 1)?;
     let clean = json(&expect(&cluster, 0, &["fsck", "--verify", "--json"])?)?;
@@ -128,7 +128,7 @@ fn fsck_asks_the_disks_and_starts_the_repair() -> Result<()> {
 
 #[test]
 fn fsck_and_explain_name_a_file_without_a_good_copy() -> Result<()> {
-    let cluster = Cluster::builder().faults().expect_log("the last live copy").start()?;
+    let cluster = Cluster::builder().faults().expect_log("the last live copy").expect_log("corrupt").start()?;
     upload(&cluster, "/lost", 1, 1000)?;
     upload(&cluster, "/kept", 2, 1000)?;
     let lost = expect(&cluster, 0, &["stat", "/lost", "--json"])?;

@@ -4,7 +4,16 @@
 //! in both cases and looks the same, but at that moment the caller is still there: `/proc/PID/stat` shows PF_EXITING in its
 //! flags and the wait status it will have (proc(5): fields 9 and 52; PF_EXITING: include/linux/sched.h).
 
-use std::{fs, io};
+//!
+//! What is asked of `/proc` may not come: a descriptor with FD_CLOEXEC is closed in the middle of execve(2), when the kernel holds
+//! the lock that some of these files take, until FLUSH is answered. So every question has a limit of time ([`ask`]).
+
+use std::{
+    fs, io,
+    sync::{Mutex, MutexGuard, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
 
 use dfs_common::{InodeId, lock::Class};
 
@@ -12,6 +21,46 @@ use dfs_common::{InodeId, lock::Class};
 const PF_EXITING: u64 = 4;
 /// Descriptors looked at before giving up: a process with more is not a shell with a redirection.
 const DESCRIPTORS_MAX: usize = 4096;
+
+/// How long an answer of `/proc` is waited for. It takes microseconds, or as long as we wait.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+type Question = Box<dyn FnOnce() + Send>;
+
+/// Threads that have answered and wait for the next question.
+static IDLE: Mutex<Vec<mpsc::Sender<Question>>> = Mutex::new(Vec::new());
+
+fn idle() -> MutexGuard<'static, Vec<mpsc::Sender<Question>>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn answer_questions() -> io::Result<mpsc::Sender<Question>> {
+    let (sender, questions) = mpsc::channel::<Question>();
+    thread::Builder::new().name("ask-proc".into()).spawn(move || questions.iter().for_each(|question| question()))?;
+    Ok(sender)
+}
+
+/// What `look` finds, or `unknown` if it does not come back in time. A thread that hangs in its question is left to it and ends
+/// with it.
+fn ask<T: Send + 'static>(unknown: T, look: impl FnOnce() -> T + Send + 'static) -> T {
+    let (tell, told) = mpsc::sync_channel(1);
+    let free = idle().pop();
+    let Ok(thread) = free.map_or_else(answer_questions, Ok) else { return unknown };
+    let question = Box::new(move || {
+        // Nobody waits for an answer that is late.
+        let _ = tell.send(look());
+    });
+    if thread.send(question).is_err() {
+        return unknown;
+    }
+    match told.recv_timeout(PATIENCE) {
+        Ok(found) => {
+            idle().push(thread);
+            found
+        }
+        Err(_) => unknown,
+    }
+}
 
 /// Why a descriptor is being closed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,7 +78,9 @@ pub(crate) fn closing(pid: u32) -> Closing {
     if pid == 0 {
         return Closing::Explicitly;
     }
-    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(Closing::Explicitly, |stat| parse_stat(&stat))
+    ask(Closing::Explicitly, move || {
+        fs::read_to_string(format!("/proc/{pid}/stat")).map_or(Closing::Explicitly, |stat| parse_stat(&stat))
+    })
 }
 
 fn parse_stat(stat: &str) -> Closing {
@@ -59,7 +110,9 @@ pub(crate) enum Pending {
 
 /// Asks which signals wait for thread `pid` (proc(5): SigPnd and the others of /proc/PID/status).
 pub(crate) fn pending(pid: u32) -> Pending {
-    fs::read_to_string(format!("/proc/{pid}/status")).map_or(Pending::Nothing, |status| parse_pending(&status))
+    ask(Pending::Nothing, move || {
+        fs::read_to_string(format!("/proc/{pid}/status")).map_or(Pending::Nothing, |status| parse_pending(&status))
+    })
 }
 
 fn parse_pending(status: &str) -> Pending {
@@ -79,7 +132,7 @@ fn parse_pending(status: &str) -> Pending {
 
 /// Which call a thread that waits for a lock is in; `None` if it cannot be known. fuser does not hand on FUSE_LK_FLOCK.
 pub(crate) fn locking_call(pid: u32) -> Option<Class> {
-    parse_syscall(&fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?)
+    ask(None, move || parse_syscall(&fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?))
 }
 
 /// proc_pid_syscall(5): the number comes first; a thread that has not gone to sleep yet is `running`.
@@ -94,7 +147,7 @@ fn parse_syscall(text: &str) -> Option<Class> {
 /// Whether `pid` itself still has a writable descriptor of inode `ino` open: then the close in progress is of a duplicate,
 /// as in a shell's `> file`, which opens, dup2s and closes before the command has written anything.
 pub(crate) fn holds_another(pid: u32, ino: InodeId) -> bool {
-    pid != 0 && scan_descriptors(pid, ino).unwrap_or(false)
+    pid != 0 && ask(false, move || scan_descriptors(pid, ino).unwrap_or(false))
 }
 
 fn scan_descriptors(pid: u32, ino: InodeId) -> io::Result<bool> {
@@ -119,6 +172,13 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
+
+    #[test]
+    fn an_answer_that_does_not_come_is_unknown_and_holds_nobody_up() {
+        let (_open, never) = mpsc::channel::<()>();
+        assert_eq!(ask(7, move || never.recv().map_or(8, |()| 9)), 7);
+        assert_eq!((ask(1, || 2), ask(1, || 3)), (2, 3));
+    }
 
     fn stat(name: &str, flags: u64, code: u64) -> String {
         let mut fields = vec!["0".to_owned(); 50];

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::fd::AsRawFd,
+    os::{fd::AsRawFd, unix::process::CommandExt as _},
     process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -18,6 +18,23 @@ use dfs_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_program_that_starts_another_while_it_writes_goes_on() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    let mount = cluster.mount()?;
+    files::write(&mount.join("f"), b"")?;
+    for turn in 0..3 {
+        // The child's copy of the descriptor is closed in the middle of its execve.
+        let mut file = fs::OpenOptions::new().append(true).open(mount.join("f"))?;
+        file.write_all(b"x")?;
+        ensure!(Command::new("true").process_group(0).status()?.success(), "turn {turn}");
+        file.write_all(b"y")?;
+        files::close(file)?;
+    }
+    ensure!(fs::read(mount.join("f"))? == b"xyxyxy");
+    cluster.finish([mount])
+}
 
 #[test]
 fn shell_redirects() -> Result<()> {

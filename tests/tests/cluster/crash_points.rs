@@ -107,6 +107,15 @@ impl Case {
 
     /// The same while one file after the other is written meanwhile: for a node without which nothing goes on.
     fn crash_under_load(&mut self, node: &str, point: &str) -> Result<()> {
+        let crashed = self.under_load(|cluster| {
+            cluster.arm(node, point)?;
+            cluster.await_crash(node, point)
+        });
+        crashed.with_context(|| point.to_owned())
+    }
+
+    /// Runs `crashes` while one file after the other is written, all of which must succeed.
+    fn under_load(&mut self, crashes: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
         let (stop, first, nodes) = (AtomicBool::new(false), self.next, self.nodes);
         let Self { cluster, mount, .. } = self;
         let (crashed, next) = thread::scope(|scope| {
@@ -118,16 +127,12 @@ impl Case {
                 }
                 Ok(next)
             });
-            let crashed = (|| {
-                cluster.arm(node, point)?;
-                cluster.await_crash(node, point)?;
-                cluster.wait_alive(nodes)
-            })();
+            let crashed = crashes(cluster).and_then(|()| cluster.wait_alive(nodes));
             stop.store(true, Ordering::Relaxed);
             (crashed, writer.join().expect("the writer does not panic"))
         });
         crashed?;
-        self.next = next.with_context(|| point.to_owned())?;
+        self.next = next?;
         self.stored.extend(first..self.next);
         Ok(())
     }
@@ -184,6 +189,23 @@ impl Case {
         self.check()?;
         self.cluster.finish([self.mount])
     }
+}
+
+/// Waits until each of the nodes has died at its point, in whatever order, and starts each again.
+fn back_in_any_order(cluster: &mut Cluster, mut armed: Vec<(&str, &str)>) -> Result<()> {
+    let mut failed = None;
+    wait::until("all have died", LIMIT, || {
+        armed.retain(|(node, point)| {
+            let is_down = cluster.node(node).ended().is_some();
+            if is_down && let Err(error) = cluster.await_crash(node, point) {
+                failed = Some(error);
+            }
+            !is_down
+        });
+        armed.is_empty() || failed.is_some()
+    })
+    .with_context(|| format!("{armed:?} are left"))?;
+    failed.map_or(Ok(()), Err)
 }
 
 /// Whether there is neither garbage nor a deletion that is not confirmed.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use dfs_tests::{Cluster, files, wait};
 
-use super::{Case, LIMIT, builder, chunk_files};
+use super::{Case, LIMIT, back_in_any_order, builder, chunk_files};
 
 /// Chunk files of a node, in order.
 fn chunks_of(cluster: &Cluster, node: &str) -> Result<Vec<PathBuf>> {
@@ -50,23 +50,6 @@ fn an_inventory_that_was_cut_short_is_taken_again() -> Result<()> {
     case.finish()
 }
 
-/// Waits until each of the nodes has died at its point, in whatever order, and starts each again.
-fn back_in_any_order(case: &mut Case, mut armed: Vec<(&str, &str)>) -> Result<()> {
-    let mut failed = None;
-    wait::until("all have died", LIMIT, || {
-        armed.retain(|(node, point)| {
-            let is_down = case.cluster.node(node).ended().is_some();
-            if is_down && let Err(error) = case.cluster.await_crash(node, point) {
-                failed = Some(error);
-            }
-            !is_down
-        });
-        armed.is_empty() || failed.is_some()
-    })
-    .with_context(|| format!("{armed:?} are left"))?;
-    failed.map_or(Ok(()), Err)
-}
-
 #[test]
 fn repairs_and_trims_go_on_whoever_dies_on_the_way() -> Result<()> {
     let builder = builder().storages(4).meta_flag("--suspect", "700ms").meta_flag("--dead", "1500ms");
@@ -80,7 +63,7 @@ fn repairs_and_trims_go_on_whoever_dies_on_the_way() -> Result<()> {
     case.cluster.wait_alive(4)?;
     case.cluster.kill("storage-4")?;
     back_in_any_order(
-        &mut case,
+        &mut case.cluster,
         vec![("storage-1", "repair-copied"), ("storage-2", "replica-stored"), ("meta-1", "repair-heard")],
     )?;
     case.cluster.wait_alive(3)?;

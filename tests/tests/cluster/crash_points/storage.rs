@@ -1,8 +1,9 @@
 //! Points of the storage nodes: chunks, deletions, identity.
 
 use anyhow::{Result, ensure};
+use dfs_tests::crash;
 
-use super::{Case, builder};
+use super::{Case, back_in_any_order, builder};
 
 #[test]
 fn a_chunk_is_stored_whole_or_not_at_all() -> Result<()> {
@@ -17,9 +18,15 @@ fn a_chunk_is_stored_whole_or_not_at_all() -> Result<()> {
 
 #[test]
 fn an_upload_that_lost_its_primary_is_stored_anew_and_the_old_copies_go() -> Result<()> {
-    let mut case = Case::start(builder())?;
-    case.crash_while_writing("storage-1", "primary-stored")?;
-    case.crash_while_writing("storage-2", "quorum-stored")?;
+    let armed = [("storage-1", "primary-stored"), ("storage-2", "quorum-stored")];
+    let mut cluster = builder().describe()?;
+    // From their first start on: a node that was away is nobody's primary for a while.
+    for (node, point) in armed {
+        cluster.node(node).set_env(crash::VARIABLE, Some(point));
+    }
+    cluster.start_all()?;
+    let mut case = Case::over(cluster)?;
+    case.under_load(|cluster| back_in_any_order(cluster, armed.to_vec()))?;
     case.finish()
 }
 

@@ -247,7 +247,8 @@ impl State {
         for chunk in &commit.chunks {
             if chunk.chunk_id.iter().all(|byte| *byte == 0) {
                 assert_eq!(chunk.length, 0, "a hole has no bytes");
-                chunks.push((&dfs_common::ChunkRef::HOLE).into());
+                let holes = chunk.slots.max(1) as usize;
+                chunks.extend(std::iter::repeat_n(v1::ChunkRef::from(&dfs_common::ChunkRef::HOLE), holes));
                 continue;
             }
             let known = self.chunks.entry(chunk.chunk_id.clone()).or_insert_with(|| v1::ChunkRef {

@@ -107,7 +107,9 @@ impl World {
         self.writers[at].chunks.push((n, nodes));
     }
 
-    /// The writer publishes all it wrote, or only the end of it: what it listed before is replaced.
+    /// The writer publishes all it wrote, or only the end of it: what it listed before is replaced. It names the nodes of a chunk
+    /// only until that was published once: if the chunk has gone since, with a version that somebody else replaced, the next
+    /// publication is refused.
     fn commit(&mut self, raw: Raw) {
         if self.writers.is_empty() {
             return;
@@ -122,6 +124,8 @@ impl World {
         let published = self.lab.run(session, op);
         if published.is_err() || done {
             self.writers.remove(at);
+        } else {
+            self.writers[at].chunks.iter_mut().for_each(|(_, nodes)| nodes.clear());
         }
     }
 

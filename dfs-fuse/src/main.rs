@@ -121,7 +121,8 @@ fn start_log(args: &Args, to_terminal: bool) -> anyhow::Result<()> {
     let filter = if args.verbose { "debug,h2=info,hyper=info,hyper_util=info,tower=info" } else { args.log.as_str() };
     // fuser logs every reply that came too late, which is normal when a program was killed.
     let filter = EnvFilter::try_new(format!("fuser=off,{filter}")).with_context(|| format!("--log {filter:?}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter);
+    // A log that cannot be written (its disk is full) is told by eprintln, which panics: the process would end with its log.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
     match &args.log_file {
         Some(path) => {
             let file = OpenOptions::new()

@@ -35,7 +35,11 @@ for number in "$metas" "$storages"; do
     [[ $number =~ ^[1-9][0-9]?$ ]] || die "-m and -s take a number from 1 to 99, not $number"
 done
 
-((metas % 2)) || die "-m takes an odd number (1, 3 or 5): of $metas nodes no more may fail than of $((metas - 1))"
+case $metas in
+1 | 3 | 5) ;;
+*) die "-m takes 1, 3 or 5, not $metas: that many metadata nodes form a cluster" ;;
+esac
+replication=$((storages < 3 ? storages : 3))
 
 work=${DFS_CLUSTER_DIR:-$TARGET/cluster}
 image=dfs:local
@@ -150,7 +154,7 @@ write_compose() {
             service "dfs-meta-$i"
             cat <<YAML
     command: [dfs-meta, --name, meta-$i, --listen, "0.0.0.0:4001", --advertise, "dfs-meta-$i:4001",
-              --data-dir, /data, --peers, "$(peers)"]
+              --data-dir, /data, --peers, "$(peers)", --replication, "$replication"]
     volumes: ["meta-$i:/data"]
 YAML
         done
@@ -215,6 +219,7 @@ up() {
     if [ -n "$make" ] || ! docker image inspect "$image" >/dev/null 2>&1; then make_image; fi
     [ -z "$client" ] || [ -c /dev/fuse ] || die "a client container needs /dev/fuse: modprobe fuse"
     write_compose
+    ((replication == 3)) || note "$storages storage nodes cannot hold 3 copies: replication is $replication"
     say "Starting $metas metadata and $storages storage containers${client:+ and a client}"
     compose up -d --remove-orphans
     wait_for 60 "$storages storage nodes are alive" all_alive

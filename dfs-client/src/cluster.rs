@@ -260,6 +260,6 @@ impl Retries {
         } else {
             format!("{what}: {}", error.message)
         };
-        Failed { error: Error { code, message, tried: self.tried }, ambiguous: self.ambiguous }
+        Failed { error: Error { code, message, tried: self.tried, is_local: false }, ambiguous: self.ambiguous }
     }
 }

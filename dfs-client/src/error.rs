@@ -25,12 +25,19 @@ pub struct Error {
     pub message: String,
     /// Every endpoint that was tried before giving up; empty if the first answer was final.
     pub tried: Vec<Attempt>,
+    /// It is about a file of this machine, not about the cluster.
+    pub is_local: bool,
 }
 
 impl Error {
     /// An error without a list of attempts.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), tried: Vec::new() }
+        Self { code, message: message.into(), tried: Vec::new(), is_local: false }
+    }
+
+    /// A failure that is about a file of this machine.
+    pub(crate) fn local(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { is_local: true, ..Self::new(code, message) }
     }
 
     /// The errno that a program on the mount sees.

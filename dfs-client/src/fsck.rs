@@ -83,7 +83,8 @@ pub enum Standing {
     Full,
     /// At least one good copy, fewer than wanted.
     UnderReplicated,
-    /// No good copy was found, and some nodes that should have one could not be asked.
+    /// No good copy was found, and some nodes that should have one could not be asked, or there are copies that are not recorded
+    /// and were not verified.
     Unknown,
     /// No good copy anywhere.
     Lost,
@@ -98,7 +99,8 @@ pub struct Finding {
     pub chunk: ChunkId,
     /// How it stands.
     pub standing: Standing,
-    /// Nodes with a good copy.
+    /// Nodes with a good copy: verified, or else recorded and there. A copy that is there, not recorded and not verified may be
+    /// one that left the record because it is bad.
     pub good: Vec<NodeId>,
     /// Nodes that should have a copy and do not.
     pub missing: Vec<NodeId>,
@@ -177,6 +179,12 @@ impl Fsck {
         Ok(Self { dfs: dfs.clone(), cluster_id: status.cluster_id, wanted, verify, nodes })
     }
 
+    /// Whether the nodes read the copies: without that nobody knows whether they are good.
+    #[must_use]
+    pub fn verifies(&self) -> bool {
+        self.verify
+    }
+
     /// Copies wanted of each chunk.
     #[must_use]
     pub fn wanted(&self) -> usize {
@@ -250,20 +258,25 @@ impl Fsck {
             return Ok(());
         }
         let answers = self.ask(&window).await;
-        let suspicious: Vec<&Slot> =
-            window.iter().filter(|slot| self.judge(slot, &answers).is_some_and(|f| f.is_fault())).collect();
-        let again = self.refresh(files, &suspicious).await?;
+        let first = window.iter().map(|slot| (slot, self.judge(slot, &answers)));
+        let (suspicious, calm): (Vec<_>, Vec<_>) = first.partition(|(_, finding)| finding.is_fault());
+        let slots: Vec<&Slot> = suspicious.iter().map(|(slot, _)| *slot).collect();
+        let again = self.refresh(files, &slots).await?;
         let second = if again.is_empty() { Answers::default() } else { self.ask(&again).await };
-        let mut findings: Vec<(usize, Finding)> = Vec::new();
-        for slot in &window {
-            match self.judge(slot, &answers) {
-                Some(finding) if !finding.is_fault() => findings.push((slot.file, finding)),
-                Some(_) | None => {}
-            }
-        }
-        findings.extend(again.iter().filter_map(|slot| Some((slot.file, self.judge(slot, &second)?))));
-        findings.sort_by_key(|(file, finding)| (*file, finding.index));
+        let mut findings: Vec<(usize, Finding)> =
+            calm.into_iter().map(|(slot, finding)| (slot.file, finding)).collect();
+        findings.extend(again.iter().map(|slot| (slot.file, self.judge(slot, &second))));
         self.report(findings.iter().map(|(_, finding)| finding)).await?;
+        // What was read and bad counts, also when its node has dropped it since, or when a good one took its place.
+        let mut bad: HashMap<(usize, u64), Vec<NodeId>> =
+            suspicious.into_iter().map(|(slot, finding)| ((slot.file, slot.index), finding.corrupt)).collect();
+        for (file, finding) in &mut findings {
+            let earlier = bad.remove(&(*file, finding.index)).unwrap_or_default();
+            let dropped: Vec<_> = earlier.into_iter().filter(|node| !finding.corrupt.contains(node)).collect();
+            finding.corrupt.extend(dropped);
+        }
+        findings.retain(|(_, finding)| !finding.is_fine());
+        findings.sort_by_key(|(file, finding)| (*file, finding.index));
         progress(Looked {
             files: 0,
             chunks: window.len() as u64,
@@ -376,25 +389,8 @@ impl Fsck {
         None
     }
 
-    /// What is wrong with a chunk; `None` if nothing is.
-    fn judge(&self, slot: &Slot, answers: &Answers) -> Option<Finding> {
-        let chunk = &slot.chunk;
-        let nodes = |map: &HashMap<ChunkId, Vec<NodeId>>| map.get(&chunk.id).cloned().unwrap_or_default();
-        let (good, corrupt) = (nodes(&answers.present), nodes(&answers.corrupt));
-        let (silent, answered): (Vec<NodeId>, Vec<NodeId>) =
-            chunk.replicas.iter().partition(|node| answers.silent.contains(node));
-        let missing: Vec<NodeId> =
-            answered.into_iter().filter(|node| !good.contains(node) && !corrupt.contains(node)).collect();
-        let unrecorded: Vec<NodeId> = good.iter().copied().filter(|node| !chunk.replicas.contains(node)).collect();
-        let standing = match good.len() {
-            0 if silent.is_empty() => Standing::Lost,
-            0 => Standing::Unknown,
-            n if n < self.wanted => Standing::UnderReplicated,
-            _ => Standing::Full,
-        };
-        let is_fine = standing == Standing::Full && missing.is_empty() && corrupt.is_empty() && unrecorded.is_empty();
-        let (index, chunk) = (slot.index, chunk.id);
-        (!is_fine).then_some(Finding { index, chunk, standing, good, missing, corrupt, not_asked: silent, unrecorded })
+    fn judge(&self, slot: &Slot, answers: &Answers) -> Finding {
+        judge(slot, answers, self.wanted, self.verify)
     }
 
     /// Tells metadata what is missing or bad, so that repair starts.
@@ -418,7 +414,33 @@ impl Fsck {
     }
 }
 
+/// How a chunk stands after what the nodes said.
+fn judge(slot: &Slot, answers: &Answers, wanted: usize, verified: bool) -> Finding {
+    let chunk = &slot.chunk;
+    let nodes = |map: &HashMap<ChunkId, Vec<NodeId>>| map.get(&chunk.id).cloned().unwrap_or_default();
+    let (present, corrupt) = (nodes(&answers.present), nodes(&answers.corrupt));
+    let (silent, answered): (Vec<NodeId>, Vec<NodeId>) =
+        chunk.replicas.iter().partition(|node| answers.silent.contains(node));
+    let missing: Vec<NodeId> =
+        answered.into_iter().filter(|node| !present.contains(node) && !corrupt.contains(node)).collect();
+    let (recorded, unrecorded): (Vec<NodeId>, Vec<NodeId>) =
+        present.iter().copied().partition(|node| chunk.replicas.contains(node));
+    let good = if verified { present } else { recorded };
+    let standing = match good.len() {
+        0 if silent.is_empty() && unrecorded.is_empty() => Standing::Lost,
+        0 => Standing::Unknown,
+        n if n < wanted => Standing::UnderReplicated,
+        _ => Standing::Full,
+    };
+    let (index, chunk) = (slot.index, chunk.id);
+    Finding { index, chunk, standing, good, missing, corrupt, not_asked: silent, unrecorded }
+}
+
 impl Finding {
+    fn is_fine(&self) -> bool {
+        self.standing == Standing::Full && !self.is_fault() && self.unrecorded.is_empty()
+    }
+
     /// Whether something is wrong, rather than only not known or not recorded.
     #[must_use]
     pub fn is_fault(&self) -> bool {
@@ -439,5 +461,37 @@ async fn timed<R>(timeout: Duration, call: impl Future<Output = Result<Response<
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(status.into()),
         Err(_) => Err(RpcError::new(ErrorCode::TimedOut, format!("no answer within {timeout:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(replicas: &[u32]) -> Slot {
+        let replicas = replicas.iter().copied().map(NodeId).collect();
+        Slot { file: 0, index: 0, chunk: ChunkRef { id: ChunkId([1; 32]), length: 1, sha256: [0; 32], replicas } }
+    }
+
+    fn present(nodes: &[u32]) -> Answers {
+        let nodes = nodes.iter().copied().map(NodeId).collect();
+        Answers { present: HashMap::from([(ChunkId([1; 32]), nodes)]), ..Answers::default() }
+    }
+
+    #[test]
+    fn a_copy_that_is_not_recorded_counts_only_when_it_was_read() {
+        for (recorded, verified, standing, good) in [
+            (&[1, 2, 3][..], false, Standing::Full, 3),
+            (&[3], false, Standing::UnderReplicated, 1),
+            (&[3], true, Standing::Full, 3),
+            (&[], false, Standing::Unknown, 0),
+            (&[], true, Standing::Full, 3),
+        ] {
+            let finding = judge(&slot(recorded), &present(&[1, 2, 3]), 3, verified);
+            assert_eq!((finding.standing, finding.good.len()), (standing, good), "{recorded:?} {verified}");
+            assert_eq!(finding.unrecorded.len(), 3 - recorded.len());
+            assert_eq!(finding.is_fine(), recorded.len() == 3);
+        }
+        assert_eq!(judge(&slot(&[1]), &present(&[]), 3, false).standing, Standing::Lost);
     }
 }

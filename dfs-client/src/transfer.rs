@@ -32,7 +32,7 @@ fn local(what: &str, path: &Path, error: &io::Error) -> Error {
         io::ErrorKind::ReadOnlyFilesystem => ErrorCode::ReadOnly,
         _ => ErrorCode::Io,
     };
-    Error::new(code, format!("{what} {}: {error}", path.display()))
+    Error::local(code, format!("{what} {}: {error}", path.display()))
 }
 
 /// Runs disk work off the runtime threads.

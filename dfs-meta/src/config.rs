@@ -9,7 +9,7 @@ use dfs_common::{
     layout::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN},
     units::{ByteSize, Span},
 };
-use dfs_proto::transport::check_address;
+use dfs_proto::transport::{check_address, check_own};
 
 use crate::{
     control, fsm,
@@ -57,7 +57,8 @@ pub struct Config {
     /// TOML file with values for these options
     #[arg(long, env = "DFS_META_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Name of this node, unique in the cluster; its id in the group follows from it
+    /// Name of this node, unique in the cluster; its id in the group is the number at its end, from 1, or else follows from the
+    /// whole name
     #[arg(long, env = "DFS_META_NAME", default_value = "meta-1", value_name = "NAME")]
     pub name: String,
     /// Address to listen on
@@ -216,10 +217,7 @@ impl Config {
 
     fn check(&self) -> Result<(), String> {
         check_name(&self.name).map_err(|error| format!("--name: {error}"))?;
-        if self.advertise.is_none() && self.listen.ip().is_unspecified() {
-            return Err(format!("--listen {} is no address that others can use: set --advertise too", self.listen));
-        }
-        check_address(&self.advertised()).map_err(|error| format!("--advertise: {error}"))?;
+        check_own(self.listen, self.advertise.as_deref())?;
         self.check_peers()?;
         for address in &self.join {
             check_address(address).map_err(|error| format!("--join: {error}"))?;
@@ -246,11 +244,14 @@ impl Config {
         if self.peers.is_empty() {
             return Ok(());
         }
-        if self.peers.len().is_multiple_of(2) {
-            let count = self.peers.len();
-            return Err(format!(
-                "--peers names {count} nodes: use 1, 3 or 5, an even number survives no more failures"
-            ));
+        let count = self.peers.len();
+        if !matches!(count, 1 | 3 | 5) {
+            let why = if count.is_multiple_of(2) {
+                "an even number survives no more failures than one less"
+            } else {
+                "each change waits for a majority, and more than 5 make it slower for little"
+            };
+            return Err(format!("--peers names {count} nodes: use 1, 3 or 5; {why}"));
         }
         let ids: HashSet<_> = self.peers.iter().map(|peer| raft_id(&peer.name)).collect();
         let addresses: HashSet<_> = self.peers.iter().map(|peer| &peer.address).collect();
@@ -272,6 +273,9 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let good = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
     if name.is_empty() || name.len() > 255 || !name.chars().all(good) {
         return Err(format!("{name:?} is no name: use letters, digits, '-', '_' and '.'"));
+    }
+    if raft_id(name) == 0 {
+        return Err(format!("{name:?}: the number at the end is the node's id in the group, and they count from 1"));
     }
     Ok(())
 }
@@ -312,7 +316,14 @@ mod tests {
     fn mistakes_are_named() {
         for (args, expected) in [
             (&["--listen", "0.0.0.0:4001"][..], "--advertise"),
+            (&["--listen", "127.0.0.1:0"], "--listen 127.0.0.1:0"),
+            (&["--advertise", "0.0.0.0:4001"], "--advertise"),
+            (&["--advertise", "[::]:4001"], "--advertise"),
+            (&["--advertise", "h:0"], "--advertise"),
             (&["--name", "a b"], "--name"),
+            (&["--name", "meta-0"], "--name"),
+            (&["--peers", "meta-1=a:1,meta-2=b:1,meta-3=c:1,meta-4=d:1"], "1, 3 or 5"),
+            (&["--peers", "meta-1=a:1,meta-2=b:1,meta-3=c:1,meta-4=d:1,meta-5=e:1,meta-6=f:1,meta-7=g:1"], "1, 3 or 5"),
             (&["--peers", "meta-1"], "--peers"),
             (&["--peers", "meta-1=127.0.0.1:4001,meta-2=h:1"], "1, 3 or 5"),
             (&["--peers", "meta-2=h:1"], "must name this node"),

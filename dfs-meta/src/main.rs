@@ -39,10 +39,19 @@ fn ended(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dfs-meta: {error:#}");
+            eprintln!("dfs-meta: {}", told(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, each once: many name their cause themselves.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| match cause.to_string() {
+        cause if text.is_empty() => cause,
+        cause if text.contains(&cause) => text,
+        cause => format!("{text}: {cause}"),
+    })
 }
 
 fn run(config: &Config, armed: Option<crash::Armed>) -> anyhow::Result<()> {

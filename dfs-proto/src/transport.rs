@@ -11,7 +11,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
 use tonic::transport::{Channel, Endpoint, Server, server::Connected};
@@ -29,6 +29,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often an active connection is pinged.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Connections that wait to be accepted; the same as of a listener that is made in one step.
+const BACKLOG: u32 = 1024;
 
 /// The address is not `host:port`.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +78,38 @@ pub fn check_address(address: &str) -> Result<(), AddressError> {
     Ok(())
 }
 
+/// Checks that `address` is one under which others can reach this process: `host:port`, and not the unspecified address.
+///
+/// # Errors
+/// Why it is not.
+pub fn check_advertised(address: &str) -> Result<(), String> {
+    check_address(address).map_err(|error| error.to_string())?;
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+    if host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+        return Err(format!("{address} is no address that others can use: give this machine's own"));
+    }
+    Ok(())
+}
+
+/// Checks the address that a process listens on, `listen`, and the one that it gives to others, `advertise`, if it is another one.
+///
+/// # Errors
+/// What is wrong, with the option that must be changed.
+pub fn check_own(listen: SocketAddr, advertise: Option<&str>) -> Result<(), String> {
+    if let Some(address) = advertise {
+        return check_advertised(address).map_err(|error| format!("--advertise: {error}"));
+    }
+    if listen.ip().is_unspecified() {
+        return Err(format!("--listen {listen} is no address that others can use: set --advertise too"));
+    }
+    if listen.port() == 0 {
+        return Err(format!(
+            "--listen {listen} has no port that others could know: give one above 0, or set --advertise too"
+        ));
+    }
+    Ok(())
+}
+
 /// A gRPC server with the settings that suit chunk streams.
 #[must_use]
 pub fn server() -> Server {
@@ -86,6 +121,42 @@ pub fn server() -> Server {
         .max_concurrent_streams(4096)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// An address that is taken and not listened on yet: connections are refused until [`Reserved::listen`].
+#[derive(Debug)]
+pub struct Reserved {
+    address: SocketAddr,
+    /// `None` on a simulated machine, whose network has no such state.
+    socket: Option<TcpSocket>,
+}
+
+/// Takes `address` without listening on it, so that a process finds out that it may not have it before it changes anything.
+///
+/// # Errors
+/// The address is taken, or not this machine's.
+pub fn reserve(address: SocketAddr) -> io::Result<Reserved> {
+    if machine::simulated().is_some() {
+        return Ok(Reserved { address, socket: None });
+    }
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // As a listener has it: connections of an earlier process that are still closing do not hold the address.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(Reserved { address, socket: Some(socket) })
+}
+
+impl Reserved {
+    /// Listens.
+    ///
+    /// # Errors
+    /// Another process that had reserved it too was faster.
+    pub async fn listen(self) -> io::Result<Listener> {
+        match self.socket {
+            Some(socket) => socket.listen(BACKLOG).map(Listener::Tcp),
+            None => listen(self.address).await,
+        }
+    }
 }
 
 /// Listens on `address`.

@@ -7,6 +7,7 @@ use dfs_common::{
     config::{ParseError, parse},
     units::{ByteSize, Span},
 };
+use dfs_proto::transport::{check_address, check_own};
 
 /// Form of the log on standard error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -114,13 +115,9 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.advertise.is_none() && self.listen.ip().is_unspecified() {
-            return Err(format!("--listen {} is no address that others can use: set --advertise too", self.listen));
-        }
-        for (option, address) in
-            std::iter::once(("--advertise", &self.advertised())).chain(self.meta.iter().map(|meta| ("--meta", meta)))
-        {
-            dfs_proto::transport::check_address(address).map_err(|error| format!("{option}: {error}"))?;
+        check_own(self.listen, self.advertise.as_deref())?;
+        for address in &self.meta {
+            check_address(address).map_err(|error| format!("--meta: {error}"))?;
         }
         if self.name.is_empty() || self.name.len() > 255 {
             return Err("--name must have 1 to 255 bytes".into());
@@ -158,7 +155,11 @@ mod tests {
     fn mistakes_are_named() {
         for (args, expected) in [
             (&["--listen", "0.0.0.0:4000"][..], "--advertise"),
+            (&["--listen", "127.0.0.1:0"], "--listen 127.0.0.1:0"),
             (&["--advertise", "host"], "--advertise"),
+            (&["--advertise", "0.0.0.0:4000"], "--advertise"),
+            (&["--advertise", "[::]:4000"], "--advertise"),
+            (&["--advertise", "h:0"], "--advertise"),
             (&["--memory", "1M"], "--memory"),
             (&["--capacity", "lots"], "--capacity"),
             (&["--worker-threads", "0"], "--worker-threads"),

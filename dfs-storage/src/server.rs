@@ -76,7 +76,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a node: takes its data directory, counts its chunks, listens, and begins to register with metadata. Blocks while
+    /// Starts a node: reserves its address, takes its data directory, counts its chunks, listens, and begins to register with metadata. Blocks while
     /// chunks are counted, so call it before the runtime has other work.
     ///
     /// # Errors
@@ -84,6 +84,10 @@ impl Server {
     pub async fn start(config: &Config) -> Result<Self, ServerError> {
         let backoff = Policy { initial: config.backoff_initial.0, max: config.backoff_max.0 };
         let meta = MetaClient::new(config.meta.clone(), config.rpc_timeout.0, backoff).map_err(ServerError::Meta)?;
+        let failed = |source| ServerError::Listen { address: config.listen, source };
+        // The port comes first: a second process with the same settings must not touch anything.
+        // It listens only when it can serve, so that nobody waits for it while chunks are counted.
+        let reserved = transport::reserve(config.listen).map_err(failed)?;
         let (data_dir, engine) = {
             let config = config.clone();
             dfs_proto::machine::spawn_blocking(move || open(&config)).await.expect("opening does not panic")?
@@ -92,8 +96,7 @@ impl Server {
         if !remembered.is_empty() {
             meta.learn(&remembered);
         }
-        let failed = |source| ServerError::Listen { address: config.listen, source };
-        let listener = transport::listen(config.listen).await.map_err(failed)?;
+        let listener = reserved.listen().await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let (outbox, queues) = Outbox::new();
         let limits = Limits {

@@ -90,7 +90,13 @@ async fn interrupted() -> Failure {
 
 impl From<dfs_client::Error> for Failure {
     fn from(error: dfs_client::Error) -> Self {
-        Self::of(error.code, error)
+        let is_local = error.is_local;
+        let mut failure = Self::of(error.code, error);
+        if is_local {
+            // Hints name verbs for what is in the cluster; a file of this machine is named by the message.
+            failure.hint = None;
+        }
+        failure
     }
 }
 
@@ -153,7 +159,17 @@ pub(crate) fn masked(mode: u32) -> u32 {
 pub(crate) fn cluster_path(path: &OsStr) -> Result<Vec<u8>, Failure> {
     let bytes = path.as_bytes();
     let shown = crate::text::escape(bytes);
-    let parts = dfs_common::name::split(bytes).map_err(|code| Failure::of(code, format!("path {shown}: {code}")))?;
+    let parts = dfs_common::name::split(bytes).map_err(|code| {
+        let has = |name: &[u8]| bytes.split(|b| *b == b'/').any(|part| part == name);
+        let why = match code {
+            ErrorCode::InvalidArgument if has(b"..") => {
+                "`..` is not resolved here: give the path from the root without it".to_owned()
+            }
+            ErrorCode::NameTooLong => format!("a name in it is longer than {} bytes", dfs_common::name::NAME_MAX),
+            _ => code.to_string(),
+        };
+        Failure::of(code, format!("path {shown}: {why}"))
+    })?;
     Ok(parts.join(&b'/'))
 }
 
@@ -208,6 +224,16 @@ mod tests {
         assert_eq!(cut("/a"), Ok((vec![], b"a".to_vec())));
         assert_eq!(cut("a//b/c/"), Ok((b"a/b".to_vec(), b"c".to_vec())));
         assert_eq!(cut("/").expect_err("root").exit, Exit::Usage);
-        assert_eq!(cut("/a/../b").expect_err("dots").exit, Exit::Usage);
+        let dots = cut("/a/../b").expect_err("dots");
+        assert_eq!(dots.exit, Exit::Usage);
+        assert!(dots.message.contains("`..` is not resolved"), "{dots}");
+        assert!(cut(&"x".repeat(256)).expect_err("long").message.contains("longer than 255 bytes"));
+    }
+
+    #[test]
+    fn what_is_wrong_on_this_machine_gives_no_advice_about_the_cluster() {
+        let error = dfs_client::Error::new(ErrorCode::IsDirectory, "/x is a directory");
+        assert!(Failure::from(error.clone()).hint.is_some_and(|hint| hint.contains("dfsctl rm -r")));
+        assert_eq!(Failure::from(dfs_client::Error { is_local: true, ..error }).hint, None);
     }
 }

@@ -182,7 +182,7 @@ impl Fetch<'_> {
     fn give_up(mut self, code: ErrorCode, why: &str) -> Error {
         self.silent.iter().for_each(|node| Error::note(&mut self.tried, &node.address(), "no answer"));
         let message = format!("reading chunk {} ({}): {why}", self.index, self.chunk.id);
-        Error { code, message, tried: self.tried }
+        Error { code, message, tried: self.tried, is_local: false }
     }
 }
 

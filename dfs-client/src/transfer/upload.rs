@@ -97,7 +97,7 @@ pub async fn upload(
         blocking(move || open(&source, &target, &dir, cluster_id, chunk_size, resume)).await?;
     let count = chunk_count(head.size, chunk_size);
     if count > CHUNKS_MAX {
-        return Err(Error::new(ErrorCode::TooLarge, format!("{}: too large", local.display())));
+        return Err(Error::local(ErrorCode::TooLarge, format!("{}: too large", local.display())));
     }
     let pending = start(dfs, remote, &meta).await?;
     let upload = Upload {
@@ -132,12 +132,28 @@ fn open(
     let (head, meta) = Head::new(source, target, cluster_id, chunk_size)?;
     if !meta.is_file() {
         let code = if meta.is_dir() { ErrorCode::IsDirectory } else { ErrorCode::InvalidArgument };
-        return Err(Error::new(code, format!("{} is not a regular file", source.display())));
+        return Err(Error::local(code, format!("{} is not a regular file", source.display())));
     }
     let file = File::open(&head.local).map_err(|e| local("opening", &head.local, &e))?;
+    check_end(&file, &head)?;
     let path: PathBuf = manifest::path(dir, &head.local, target);
     let (manifest, earlier) = Manifest::open(&path, &head, resume)?;
     Ok((file, head, meta, manifest, earlier))
+}
+
+/// Files that the kernel makes while they are read, as those of /proc, have more bytes than they say. Rejected: reading such a
+/// file to its end, since it may be another one each time it is read, so that no chunk could be checked or resumed.
+fn check_end(file: &File, head: &Head) -> Result<(), Error> {
+    let more = file.read_at(&mut [0], head.size).map_err(|e| local("reading", &head.local, &e))?;
+    if more == 0 {
+        return Ok(());
+    }
+    let (path, size) = (head.local.display(), head.size);
+    let message = format!(
+        "{path} says that it has {size} bytes, and more can be read: it grows, or the system makes it while it is read. Copy it to \
+         a file first, and upload that"
+    );
+    Err(Error::local(ErrorCode::InvalidArgument, message))
 }
 
 /// Makes the missing directories and a pending version under the last name.
@@ -332,9 +348,9 @@ impl<P: Fn(u64, u64) + Send + Sync> Upload<'_, P> {
             let meta = file.metadata().map_err(|e| local("reading", &head.local, &e))?;
             let mtime_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
             if meta.len() == head.size && mtime_ns == head.mtime_ns {
-                return Ok(());
+                return check_end(&file, &head);
             }
-            Err(Error::new(ErrorCode::Io, format!("{} changed while it was uploaded", head.local.display())))
+            Err(Error::local(ErrorCode::Io, format!("{} changed while it was uploaded", head.local.display())))
         })
         .await
     }

@@ -144,7 +144,7 @@ impl Attempting<'_> {
             };
             let message =
                 format!("storing chunk {index}: {} (limit {:?})", error.message, self.shared.options.deadline);
-            return Err(Error { code, message, tried: std::mem::take(&mut self.tried) });
+            return Err(Error { code, message, tried: std::mem::take(&mut self.tried), is_local: false });
         }
         tokio::select! {
             () = tokio::time::sleep(delay) => Ok(()),

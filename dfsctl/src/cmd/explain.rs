@@ -16,7 +16,7 @@ use dfs_common::{Attr, FileKind, Layout, NodeId};
 use dfs_proto::v1::FileWriter;
 use serde_json::{Map, Value, json};
 
-use super::fsck::{Total, finding_json, finding_words, not_asked_json};
+use super::fsck::{Total, copies_word, finding_json, finding_words, not_asked_json};
 use crate::{
     context::{Context, On, cluster_path},
     failure::Failure,
@@ -150,7 +150,10 @@ impl Picture {
             advice
                 .push("bring back the nodes or disks that held the copies, or restore the file from elsewhere".into());
         }
-        if unknown > 0 {
+        if unknown > 0 && check.not_asked().is_empty() {
+            reasons.push(format!("{} only in copies that are not recorded", counted(unknown, "chunk")));
+            advice.push("`--verify` tells whether these copies are good".into());
+        } else if unknown > 0 {
             reasons.push(format!("{} only on nodes that could not be asked", counted(unknown, "chunk")));
         }
         if under_replicated > 0 {
@@ -189,7 +192,7 @@ impl Picture {
             let chunks = self.total.looked.chunks;
             reasons.push(match chunks {
                 0 => "it has no chunk".to_owned(),
-                n => format!("{} with {} good copies each", counted(n, "chunk"), check.wanted()),
+                n => format!("{} with {} {} each", counted(n, "chunk"), check.wanted(), copies_word(check)),
             });
         }
         (self.reasons, self.advice) = (reasons, advice);

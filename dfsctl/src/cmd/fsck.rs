@@ -32,12 +32,12 @@ const FINDINGS_MAX: usize = 10_000;
 #[command(long_about = "\
 Ask the storage nodes for every chunk of every file below PATH, and compare with the record.
 
-The storage nodes say which chunks they have; with --verify they read every byte and compare checksums. What is missing
-or corrupt is named with its file and reported to the metadata nodes, which start the repair. Nodes that do not answer
+The storage nodes say which chunks they have; with --verify they read every byte and compare checksums. A copy that is not
+recorded, as one that was found bad, counts only if --verify finds it good. What is missing or corrupt is named with its file and reported to the metadata nodes, which start the repair. Nodes that do not answer
 are named, and their copies count as unknown. Files may be used meanwhile.
 
 Exit codes:
-  0  every chunk has all its good copies
+  0  every chunk has all its copies; only with --verify is it known that they are good
   5  chunks lack good copies, and all have at least one: repair is on its way
   6  no metadata leader answers
   7  chunks without any good copy: these files cannot be read in full
@@ -103,6 +103,10 @@ impl Total {
             ));
         }
         let faults = self.under_replicated + self.missing_copies + self.corrupt_copies;
+        if self.unknown > 0 && names.is_empty() {
+            let message = format!("{} whose only copies are not recorded", counted(self.unknown, "chunk"));
+            return Err(Failure::incomplete(message).hint("`--verify` tells whether these copies are good"));
+        }
         if self.unknown > 0 || (faults == 0 && !names.is_empty()) {
             let chunks = if self.unknown > 0 {
                 format!("{} whose copies are on nodes that could not be asked: ", counted(self.unknown, "chunk"))
@@ -149,7 +153,6 @@ async fn walk(dfs: &Dfs, path: &[u8], check: &Check, total: &mut Total, bar: &Ba
     let attr = dfs.resolve(path).await.on("cannot check", path)?;
     if attr.kind != FileKind::Directory {
         let subject = Subject { path: path.to_vec(), ino: attr.ino };
-        // Links and special files have no chunks.
         let subjects = if attr.kind == FileKind::File { vec![subject] } else { vec![] };
         return check_some(&subjects, check, total, bar).await;
     }
@@ -161,7 +164,9 @@ async fn walk(dfs: &Dfs, path: &[u8], check: &Check, total: &mut Total, bar: &Ba
             path: file.path.strip_prefix(b"/").unwrap_or(&file.path).to_vec(),
             ino: file.attr.ino,
         };
-        let subjects: Vec<Subject> = page.files.iter().map(subject).collect();
+        // Links and special files have no chunks.
+        let subjects: Vec<Subject> =
+            page.files.iter().filter(|file| file.attr.kind == FileKind::File).map(subject).collect();
         check_some(&subjects, check, total, bar).await?;
         match page.files.last() {
             Some(last) if !page.end => after.clone_from(&last.path),
@@ -215,13 +220,19 @@ pub(super) fn standing_word(standing: Standing) -> &'static str {
     }
 }
 
+/// What copies are called: only those that were read are known to be good.
+pub(super) fn copies_word(check: &Check) -> &'static str {
+    if check.verifies() { "good copies" } else { "copies found" }
+}
+
 /// One finding in words.
 pub(super) fn finding_words(check: &Check, finding: &Finding) -> String {
     let mut parts = vec![match finding.standing {
         Standing::Lost => "NO GOOD COPY".to_owned(),
+        Standing::Unknown if finding.not_asked.is_empty() => "only copies that are not recorded".to_owned(),
         Standing::Unknown => "no good copy found, not all could be asked".to_owned(),
-        Standing::UnderReplicated => format!("{} of {} good copies", finding.good.len(), check.wanted()),
-        Standing::Full => format!("{} good copies", finding.good.len()),
+        Standing::UnderReplicated => format!("{} of {} {}", finding.good.len(), check.wanted(), copies_word(check)),
+        Standing::Full => format!("{} {}", finding.good.len(), copies_word(check)),
     }];
     let lists = [
         ("missing on", &finding.missing),

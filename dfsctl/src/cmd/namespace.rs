@@ -78,7 +78,8 @@ pub(super) fn ls(context: &Context, args: &Ls) -> Result<(), Failure> {
                 }
             }
         } else {
-            let entry = DirEntry { name: path.clone(), ino: attr.ino, kind: attr.kind, attr: Some(attr) };
+            let entry =
+                DirEntry { name: [b"/", path.as_slice()].concat(), ino: attr.ino, kind: attr.kind, attr: Some(attr) };
             printer.print(dfs, &[entry], &mut first).await?;
         }
         if context.out.json { context.out.line("]") } else { Ok(()) }

@@ -14,7 +14,7 @@ use std::{
 
 use clap::{ArgGroup, Args};
 use dfs_client::{Dfs, ListedFile};
-use dfs_common::{Attr, FileId, units::utc};
+use dfs_common::{Attr, FileId, FileKind, units::utc};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 
@@ -173,7 +173,9 @@ pub(super) fn list(context: &Context, args: &List) -> Result<(), Failure> {
             out.line("[")?;
         }
         each_page(dfs, prefix, |files| {
-            let lines: Vec<String> = files.iter().map(|file| listed(out, file, std::mem::take(&mut first))).collect();
+            // Links and special files are no files of the cluster: they have no content and no id.
+            let files = files.iter().filter(|file| file.attr.kind == FileKind::File);
+            let lines: Vec<String> = files.map(|file| listed(out, file, std::mem::take(&mut first))).collect();
             out.lines(&lines)
         })
         .await?;

@@ -106,6 +106,19 @@ fn verbs_of_the_tree() -> Result<()> {
     expect(&cluster, 4, &["mkdir", "/d"])?;
     let refused = expect(&cluster, 1, &["rm", "/d"])?;
     ensure!(refused.stderr.contains("rm -r"), "what to do next: {refused:?}");
+    // Local files are not the cluster's: no verb of dfsctl helps.
+    let scratch = cluster.scratch()?.display().to_string();
+    for args in
+        [&["upload", "--file", &scratch, "--name", "/x"][..], &["download", "--name", "/d/g", "--out", &scratch]]
+    {
+        let refused = expect(&cluster, 1, args)?;
+        ensure!(refused.stderr.contains(&scratch) && !refused.stderr.contains("hint"), "{args:?}: {refused:?}");
+    }
+    let endless = expect(&cluster, 2, &["upload", "--file", "/proc/version", "--name", "/pv"])?;
+    ensure!(endless.stderr.contains("/proc/version says that it has 0 bytes"), "{endless:?}");
+    expect(&cluster, 3, &["stat", "/pv"])?;
+    let dots = expect(&cluster, 2, &["upload", "--file", "/etc/hostname", "--name", "/a/../b"])?;
+    ensure!(dots.stderr.contains("`..` is not resolved"), "{dots:?}");
     cluster.dfsctl_ok(&["rm", "-r", "/d"])?;
     expect(&cluster, 3, &["ls", "/d"])?;
     ensure!(files::names(mount.path())?.is_empty());

@@ -98,11 +98,24 @@ fn a_dead_node_shows_in_status_and_events() -> Result<()> {
 
 #[test]
 fn fsck_asks_the_disks_and_starts_the_repair() -> Result<()> {
-    let cluster = Cluster::builder().faults().expect_log("corrupt").start()?;
+    let mut cluster = Cluster::builder().faults().expect_log("corrupt").start()?;
     upload(&cluster, "/d/one", 1, 2 * CHUNK)?;
     upload(&cluster, "/d/two", 2, CHUNK + 1)?;
     let clean = json(&expect(&cluster, 0, &["fsck", "--verify", "--json"])?)?;
     ensure!(clean["files"] == 2 && clean["chunks"] == 4 && clean["copies"] == 12, "{clean}");
+    // What has no chunks is passed by.
+    let mount = cluster.mount()?;
+    std::os::unix::fs::symlink("one", mount.join("d/link"))?;
+    let made = std::process::Command::new("mkfifo").arg(mount.join("d/pipe")).status()?;
+    ensure!(made.success(), "mkfifo: {made}");
+    wait::until("special files are there", SOON, || {
+        cluster.dfsctl(&["ls", "/d"]).is_ok_and(|output| output.stdout == "link\none\npipe\ntwo\n")
+    })?;
+    let clean = json(&expect(&cluster, 0, &["fsck", "--json"])?)?;
+    ensure!(clean["files"] == 2 && clean["lost"] == 0, "{clean}");
+    let listed = json(&expect(&cluster, 0, &["list", "--json"])?)?;
+    ensure!(listed.as_array().is_some_and(|files| files.len() == 2), "{listed}");
+    ensure!(expect(&cluster, 0, &["ls", "/d/one"])?.stdout == "/d/one\n", "a path has its slash");
     // One copy vanishes behind the node's back, one bit of another flips.
     let copies = chunk_files(&cluster, "storage-3")?;
     fs::remove_file(&copies[0])?;
@@ -123,7 +136,7 @@ fn fsck_asks_the_disks_and_starts_the_repair() -> Result<()> {
     ensure!(repaired["fields"]["live"] == 2, "{repaired}");
     let done = wait::until_some("and its end", SOON, || events(&cluster, "repair-done").ok()?.pop())?;
     ensure!(done["fields"]["chunks"].as_u64().is_some_and(|chunks| chunks > 0), "{done}");
-    cluster.finish([])
+    cluster.finish([mount])
 }
 
 #[test]
@@ -149,7 +162,9 @@ fn fsck_and_explain_name_a_file_without_a_good_copy() -> Result<()> {
     let text = expect(&cluster, 7, &["explain", "/lost", "--verify"])?.stdout;
     ensure!(text.starts_with("/lost: unavailable") && text.contains("NO GOOD COPY"), "{text}");
     let fine = expect(&cluster, 0, &["explain", "/kept", "--verify"])?.stdout;
-    ensure!(fine.starts_with("/kept: good"), "{fine}");
+    ensure!(fine.starts_with("/kept: good") && fine.contains("3 good copies"), "{fine}");
+    let found = expect(&cluster, 0, &["explain", "/kept"])?.stdout;
+    ensure!(found.contains("3 copies found") && !found.contains("3 good copies"), "{found}");
     cluster.finish([])
 }
 

@@ -116,6 +116,27 @@ fn a_data_directory_in_use() -> Result<()> {
 }
 
 #[test]
+fn a_port_in_use_leaves_no_data_directory_behind() -> Result<()> {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let (dir, address) = (tempfile::tempdir()?, taken.local_addr()?.to_string());
+    let data = dir.path().join("data").display().to_string();
+    for (program, flags) in
+        [("dfs-storage", &["--name", "s", "--meta", "127.0.0.1:9"][..]), ("dfs-meta", &["--name", "meta-1"])]
+    {
+        let output = run(program, &[&["--listen", &address, "--data-dir", &data], flags].concat())?;
+        ensure!(output.code == 1 && output.stderr.contains("--listen"), "{output:?}");
+        ensure!(!Path::new(&data).exists(), "{program} made its data directory");
+        let output = run(
+            program,
+            &[&["--listen", "127.0.0.1:0", "--advertise", &address, "--data-dir", "/proc/x"], flags].concat(),
+        )?;
+        ensure!(output.code == 1, "{output:?}");
+        ensure!(output.stderr.matches("No such file or directory").count() == 1, "the reason is said once: {output:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_data_directory_of_the_other_kind_of_node() -> Result<()> {
     let mut cluster = Cluster::builder().start()?;
     cluster.stop("storage-1")?;

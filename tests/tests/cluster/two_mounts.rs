@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -128,6 +129,20 @@ fn the_last_of_two_writers_wins_whole() -> Result<()> {
     files::close(first)?;
     for mount in [&one, &two] {
         wait::until("the last publisher wins", SEEN_WITHIN, || fs::read(mount.join("f")).is_ok_and(|seen| seen == a))?;
+    }
+    // Appends are no exception, synced or not.
+    let append = |mount: &Path| File::options().append(true).open(mount.join("f"));
+    let (mut first, mut second) = (append(one.path())?, append(two.path())?);
+    first.write_all(b"first")?;
+    second.write_all(b"second")?;
+    second.sync_all()?;
+    files::close(second)?;
+    files::close(first)?;
+    let want = [&a[..], b"first"].concat();
+    for mount in [&one, &two] {
+        wait::until("the last publisher wins", SEEN_WITHIN, || {
+            fs::read(mount.join("f")).is_ok_and(|seen| seen == want)
+        })?;
     }
     cluster.finish([one, two])
 }

@@ -128,7 +128,10 @@ impl Fact {
             Self::NodeFlapping { node, times } => format!("{} came and went {times} times lately", name(node)),
             Self::CopyCorrupt { chunk, node, reason, last } => {
                 let what = if *last { "the last live copy, it is kept" } else { "it is replaced" };
-                format!("bad copy of chunk {chunk} on {}: {reason}; {what}", name(node))
+                let node = name(node);
+                // Nodes begin what they say with their name.
+                let reason = reason.strip_prefix(&format!("{node}: ")).unwrap_or(reason);
+                format!("bad copy of chunk {chunk} on {node}: {reason}; {what}")
             }
             Self::CopyQuarantined { chunk, node, disk } => {
                 let place = if disk.is_empty() { name(node) } else { format!("{} ({disk})", name(node)) };

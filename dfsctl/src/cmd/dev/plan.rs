@@ -5,9 +5,10 @@ use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
-use dfs_common::durable;
+use dfs_common::{durable, units::Span};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -118,6 +119,25 @@ impl Options {
         list(&mut self.mount_options, &args.mount_opt);
         *self != before
     }
+
+    /// Whether a metadata node would start with these times: what it refuses must not be kept.
+    fn check(&self) -> Result<(), Failure> {
+        let time = |given: &Option<String>, default| given.as_deref().map_or(Ok(default), str::parse::<Span>);
+        let bad = |error| Failure::local(format!("cluster.json has a time that is none: {error}"));
+        // The defaults of dfs-meta.
+        let heartbeat = time(&self.heartbeat, Span(Duration::from_secs(3))).map_err(bad)?;
+        let suspect = time(&self.suspect, Span(Duration::from_secs(10))).map_err(bad)?;
+        let dead = time(&self.dead, Span(Duration::from_secs(30))).map_err(bad)?;
+        if heartbeat.0.is_zero() || suspect.0 < heartbeat.0 * 2 {
+            let message = format!("--suspect {suspect} must be at least twice --heartbeat {heartbeat}");
+            return Err(Failure::usage(message).hint("give both"));
+        }
+        if dead.0 <= suspect.0 {
+            let message = format!("--dead {dead} must be longer than --suspect {suspect}");
+            return Err(Failure::usage(message).hint("give both"));
+        }
+        Ok(())
+    }
 }
 
 impl Plan {
@@ -152,24 +172,29 @@ impl Plan {
             let nodes = counted(storages.into(), "storage node");
             out.note(format!("{nodes} cannot hold {wanted} copies: replication is {storages}"));
         }
-        if metas.is_multiple_of(2) {
-            let message =
-                format!("-m {metas}: an even number of metadata nodes survives no more failures than {}", metas - 1);
-            return Err(Failure::usage(message).hint("use 1, 3 or 5"));
+        if !matches!(metas, 1 | 3 | 5) {
+            let why = if metas.is_multiple_of(2) {
+                format!("an even number of metadata nodes survives no more failures than {}", metas - 1)
+            } else {
+                "a cluster is formed of at most 5 metadata nodes".to_owned()
+            };
+            return Err(Failure::usage(format!("-m {metas}: {why}")).hint("use 1, 3 or 5"));
         }
+        let mut options = Options::default();
+        options.update(args);
+        options.check()?;
         let reserved = ports::choose(metas + storages as usize, &[]);
         let reserved = reserved.map_err(|error| Failure::io("cannot choose ports", &error))?;
         let all: Vec<u16> = reserved.iter().map(Reserved::port).collect();
-        let mut plan = Self {
+        let plan = Self {
             version: VERSION,
             served: false,
             replication: wanted.min(storages),
             meta_ports: all[..metas].to_vec(),
             storage_ports: all[metas..].to_vec(),
             mount: mount_point(args)?,
-            options: Options::default(),
+            options,
         };
-        plan.options.update(args);
         Ok((plan, reserved))
     }
 
@@ -197,7 +222,9 @@ impl Plan {
             None if args.no_mount => self.mount = None,
             None => {}
         }
-        Ok(self.options.update(args))
+        let changed = self.options.update(args);
+        self.options.check()?;
+        Ok(changed)
     }
 
     /// All processes in the order in which they are started.

@@ -63,10 +63,32 @@ fn later_options_must_agree() {
         assert!(failure.message.contains("-m 2 -s 3 --replication 3"), "{failure}");
     }
     let mut changed = plan();
-    assert_eq!(changed.agree(&up("--dead 5s"), dir), Ok(true));
-    assert_eq!(changed.agree(&up("--dead 5s"), dir), Ok(false));
+    assert_eq!(changed.agree(&up("--dead 50s"), dir), Ok(true));
+    assert_eq!(changed.agree(&up("--dead 50s"), dir), Ok(false));
     assert_eq!(changed.agree(&up(""), dir), Ok(false));
-    assert_eq!(changed.options.dead.as_deref(), Some("5s"), "kept when not given again");
+    assert_eq!(changed.options.dead.as_deref(), Some("50s"), "kept when not given again");
+}
+
+#[test]
+fn what_a_metadata_node_would_refuse_is_not_kept() {
+    for (words, named) in [
+        ("--suspect 20s --dead 10s", "--dead"),
+        ("--dead 10s", "--dead"),
+        ("--heartbeat 6s", "--suspect"),
+        ("--heartbeat 0s", "--heartbeat"),
+    ] {
+        for failure in [
+            Plan::make(&up(words), QUIET).expect_err(words),
+            plan().agree(&up(words), Path::new("/d")).expect_err(words),
+        ] {
+            assert_eq!(failure.exit, crate::exit::Exit::Usage, "{words}");
+            assert!(failure.message.contains(named), "{words}: {failure}");
+        }
+    }
+    for metas in ["-m 2", "-m 4", "-m 7", "-m 9"] {
+        let failure = Plan::make(&up(metas), QUIET).expect_err(metas);
+        assert!(failure.hint.is_some_and(|hint| hint.contains("1, 3 or 5")), "{metas}");
+    }
 }
 
 #[test]

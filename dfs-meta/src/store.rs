@@ -3,6 +3,7 @@
 //! ```text
 //! DATA/raft/CURRENT               name of the log's directory in use
 //! DATA/raft/log-0001/             the database
+//! DATA/raft/MARK                  how far the log must reach
 //! DATA/snapshots/snapshot-I-T     newest two, by index and term
 //! DATA/snapshots/*.tmp            being written or received; removed at start
 //! ```
@@ -15,6 +16,7 @@ pub(crate) mod codec;
 pub(crate) mod disk;
 mod journal;
 pub(crate) mod log;
+mod mark;
 pub(crate) mod snapshot;
 mod writer;
 
@@ -27,6 +29,7 @@ pub(crate) use snapshot::{Head, SnapshotDir, SnapshotFile};
 
 use std::{
     io,
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -62,12 +65,23 @@ pub(crate) trait Database: Send + Sync {
     fn path(&self) -> &Path;
 }
 
-/// Opens the log's database under `root`.
-fn open_database(root: &Path) -> Result<Arc<dyn Database>, StoreError> {
-    match dfs_proto::machine::simulated() {
-        None => Ok(Arc::new(Disk::open(root)?)),
-        Some(_) => Ok(Arc::new(Journal::open(root)?)),
-    }
+/// Opens the log's database under `root` and reads what is in it.
+fn open_database(root: &Path) -> Result<(Arc<dyn Database>, Contents), StoreError> {
+    let open = || -> Result<(Arc<dyn Database>, Contents), StoreError> {
+        let disk: Arc<dyn Database> = match dfs_proto::machine::simulated() {
+            None => Arc::new(Disk::open(root)?),
+            Some(_) => Arc::new(Journal::open(root)?),
+        };
+        let contents = disk.contents()?;
+        Ok((disk, contents))
+    };
+    // Sled panics on some kinds of damage, such as a file of a large value that is missing. Nothing of it is used afterwards.
+    panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|panicked| {
+        let said = panicked.downcast_ref::<String>().map(String::as_str);
+        let reason = said.or_else(|| panicked.downcast_ref::<&str>().copied()).unwrap_or("it does not say why");
+        let reason = format!("the database gave up: {reason}");
+        Err(StoreError::Open { path: root.to_owned(), reason })
+    })
 }
 
 /// Something on disk cannot be used. Each message says what to do next.
@@ -94,6 +108,31 @@ pub enum StoreError {
         path: PathBuf,
         /// Which record.
         record: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The log does not reach as far as it did.
+    #[error(
+        "the log in {path} lost what this node had acknowledged: {lost}. Move the whole data directory away and start this node \
+         again: it is filled again by the other metadata nodes. Only if there are none that have it: remove {mark} to go on with \
+         what is left, without the changes that were lost"
+    )]
+    Lost {
+        /// Directory of the database.
+        path: PathBuf,
+        /// What was there and is not.
+        lost: String,
+        /// The file that tells.
+        mark: PathBuf,
+    },
+    /// The note of how far the log must reach does not decode.
+    #[error(
+        "{path} is damaged: {reason}. Move the whole data directory away and start this node again: it is filled again by the \
+         other metadata nodes. Only if there are none: remove the file, and whether the log is complete is not checked"
+    )]
+    Mark {
+        /// The file.
+        path: PathBuf,
         /// What is wrong.
         reason: String,
     },

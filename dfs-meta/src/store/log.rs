@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Database, StoreError, codec,
+    mark::{Mark, Reach},
     writer::{Done, Progress, Request, Writer},
 };
 use crate::raft::types::{Entry, LogId, StorageError, TypeConfig, Vote};
@@ -69,8 +70,8 @@ struct View {
 impl LogStore {
     /// Opens the log in `root`. Blocks on the disk.
     pub(crate) fn open(root: &Path) -> Result<Self, StoreError> {
-        let disk = super::open_database(root)?;
-        let contents = disk.contents()?;
+        let (disk, contents) = super::open_database(root)?;
+        let mark = Mark::open(root)?;
         let purged_next = contents.purged.map_or(0, |id| id.index + 1);
         let mut view =
             View { vote: contents.vote, committed: contents.committed, purged: contents.purged, ..View::default() };
@@ -87,9 +88,10 @@ impl LogStore {
             view.entries.insert(id.index, (id, size));
         }
         view.tail_from = view.last.map_or(0, |id| id.index + 1);
+        mark.check(Reach { next: view.tail_from, vote: view.vote }, disk.path())?;
         let progress = Arc::new(Progress::default());
         progress.flushed_next.store(view.tail_from, Ordering::Relaxed);
-        let writer = Writer::start(disk.clone(), progress.clone(), purged_next)?;
+        let writer = Writer::start(disk.clone(), mark, progress.clone(), purged_next)?;
         Ok(Self { shared: Arc::new(Shared { disk, progress, view: Mutex::new(view), writer }) })
     }
 
@@ -259,7 +261,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let save = async {
             let bytes = codec::encode(vote).map_err(io::Error::other)?;
             let committed = self.committed_record()?;
-            self.request(|done| Request::Vote { bytes, committed, done }).await
+            self.request(|done| Request::Vote { vote: *vote, bytes, committed, done }).await
         };
         save.await.map_err(|e| StorageIOError::write_vote(&e))?;
         crash::point(Point::VoteSaved);

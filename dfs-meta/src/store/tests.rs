@@ -190,6 +190,66 @@ fn a_hole_is_named() {
     assert!(error.contains("entry 1"), "{error}");
 }
 
+#[tokio::test]
+async fn a_log_that_lost_its_end_or_its_vote_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(dir.path()).unwrap();
+    log.save_vote(&Vote::new(1, 1)).await.unwrap();
+    log.blocking_append((0..10).map(blank)).await.unwrap();
+    log.truncate(at(8)).await.unwrap();
+    log.close().await.unwrap();
+    drop(log);
+    let mut log = LogStore::open(dir.path()).unwrap();
+    assert_eq!(log.last_index(), Some(7), "what was cut off is not asked for");
+    log.save_vote(&Vote::new(2, 1)).await.unwrap();
+    log.blocking_append((8..20).map(blank)).await.unwrap();
+    log.close().await.unwrap();
+    drop(log);
+
+    let change = |change: &dyn Fn(&Disk)| {
+        let disk = Disk::open(dir.path()).unwrap();
+        change(&disk);
+        disk.flush().unwrap();
+    };
+    let refused = || LogStore::open(dir.path()).err().expect("refused").to_string();
+    change(&|disk| assert!(disk.remove_entries(19, 19, 1, true).unwrap()));
+    let error = refused();
+    assert!(error.contains("up to 19, and it ends at 18") && error.contains("start this node again"), "{error}");
+    change(&|disk| disk.put_entries(vec![(19, super::codec::encode(&blank(19)).unwrap())]).unwrap());
+    drop(LogStore::open(dir.path()).unwrap());
+    change(&|disk| disk.put_vote(super::codec::encode(&Vote::new(1, 1)).unwrap()).unwrap());
+    let error = refused();
+    assert!(error.contains("its vote was"), "{error}");
+    // The way out that the message names.
+    fs::remove_file(dir.path().join("MARK")).unwrap();
+    let mut log = LogStore::open(dir.path()).unwrap();
+    log.blocking_append([blank(20)]).await.unwrap();
+    log.close().await.unwrap();
+    drop(log);
+    fs::remove_dir_all(dir.path().join("log-0001")).unwrap();
+    let error = refused();
+    assert!(error.contains("it is empty"), "{error}");
+}
+
+#[tokio::test]
+async fn a_log_without_its_large_values_is_refused_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(dir.path()).unwrap();
+    log.blocking_append([session(0, 4 << 20)]).await.unwrap();
+    log.close().await.unwrap();
+    drop(log);
+    let blobs = dir.path().join("log-0001/blobs");
+    let mut removed = 0;
+    for entry in fs::read_dir(&blobs).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+        removed += 1;
+    }
+    assert!(removed > 0, "large values are files of their own");
+    let error = LogStore::open(dir.path()).err().expect("refused").to_string();
+    assert!(error.contains("log-0001") || error.contains(&dir.path().display().to_string()), "{error}");
+    assert!(error.contains("start this node again"), "{error}");
+}
+
 async fn snapshots(dir: &Path, upto: &[u64]) -> Replica {
     let mut replica = open_replica(dir, None).unwrap();
     let mut next = 1;

@@ -22,8 +22,11 @@ use dfs_proto::machine;
 use openraft::storage::LogFlushed;
 use tokio::sync::oneshot;
 
-use super::{Database, StoreError};
-use crate::raft::types::TypeConfig;
+use super::{
+    Database, StoreError,
+    mark::{Mark, Reach},
+};
+use crate::raft::types::{TypeConfig, Vote};
 
 /// Requests that share one flush.
 const DRAIN_MAX: usize = 1024;
@@ -41,8 +44,8 @@ const SIZE_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) enum Request {
     /// Entries by index. `committed` rides along, since nothing depends on it being recent.
     Append { records: Vec<(u64, Vec<u8>)>, committed: Option<Vec<u8>>, callback: LogFlushed<TypeConfig> },
-    /// A vote.
-    Vote { bytes: Vec<u8>, committed: Option<Vec<u8>>, done: Done },
+    /// A vote, and its record.
+    Vote { vote: Vote, bytes: Vec<u8>, committed: Option<Vec<u8>>, done: Done },
     /// Entries from this index on are void.
     Truncate { since: u64, done: Done },
     /// Entries up to this index are not needed any more; `bytes` is the record that says so.
@@ -79,14 +82,16 @@ impl Writer {
     /// Starts the thread. `purged_next` is the first index that is not purged; entries below it are leftovers of a crash.
     pub(crate) fn start(
         disk: Arc<dyn Database>,
+        mark: Mark,
         progress: Arc<Progress>,
         purged_next: u64,
     ) -> Result<Self, StoreError> {
         let (queue, requests) = sync_channel(QUEUE_MAX);
         let path = disk.path().to_owned();
         progress.size_bytes.store(disk.size_bytes(), Ordering::Relaxed);
-        let thread =
-            Thread { disk, progress, purge_upto: purged_next.checked_sub(1), committed_at: None, failed: None };
+        let reach = mark.noted();
+        let purge_upto = purged_next.checked_sub(1);
+        let thread = Thread { disk, mark, reach, progress, purge_upto, committed_at: None, failed: None };
         if machine::simulated().is_some() {
             return Ok(Self { queue, runs: Runs::Turns(Arc::new(Mutex::new((thread, requests)))) });
         }
@@ -139,6 +144,9 @@ enum Answer {
 
 struct Thread {
     disk: Arc<dyn Database>,
+    mark: Mark,
+    /// How far the log reaches with what was handed to the database.
+    reach: Reach,
     progress: Arc<Progress>,
     /// Purged entries up to here may still be in the database.
     purge_upto: Option<u64>,
@@ -193,6 +201,8 @@ impl Thread {
         if appends {
             crash::point(Point::LogFlushed);
         }
+        // After a failure nobody knows how far the log reaches.
+        let result = if self.failed.is_none() { result.and_then(|()| self.mark.note(self.reach)) } else { result };
         self.answer(result, answers);
         open
     }
@@ -201,6 +211,7 @@ impl Thread {
         match request {
             Request::Append { records, committed, callback } => {
                 let next = records.last().map_or(0, |(index, _)| index + 1);
+                self.reach.next = self.reach.next.max(next);
                 let due = self.committed_at.is_none_or(|at| at.elapsed() >= COMMITTED_INTERVAL);
                 let committed = committed.filter(|_| due);
                 if committed.is_some() {
@@ -209,13 +220,18 @@ impl Thread {
                 let result = self.committed(committed).and_then(|()| self.disk.put_entries(records));
                 (result, Answer::Append { next, callback })
             }
-            Request::Vote { bytes, committed, done } => {
+            Request::Vote { vote, bytes, committed, done } => {
+                self.reach.vote = Some(vote);
                 (self.committed(committed).and_then(|()| self.disk.put_vote(bytes)), Answer::Done(done))
             }
             Request::Truncate { since, done } => {
-                (self.disk.remove_entries(since, u64::MAX, usize::MAX, true).map(drop), Answer::Done(done))
+                self.reach.next = self.reach.next.min(since);
+                let lowered = self.mark.lower(since);
+                let remove = || self.disk.remove_entries(since, u64::MAX, usize::MAX, true).map(drop);
+                (lowered.and_then(|()| remove()), Answer::Done(done))
             }
             Request::Purge { upto, bytes, done } => {
+                self.reach.next = self.reach.next.max(upto + 1);
                 self.purge_upto = self.purge_upto.max(Some(upto));
                 (self.disk.put_purged(bytes), Answer::Done(done))
             }

@@ -190,6 +190,7 @@ impl Config {
             election_max: self.election_max.0,
             snapshot_threshold: self.snapshot_threshold,
             log_keep: self.log_keep,
+            log_bytes_max: raft::LOG_BYTES_MAX,
             trash_retention: self.trash_retention.0,
             cluster: fsm::Settings {
                 chunk_size: u32::try_from(self.chunk_size.0).unwrap_or(CHUNK_SIZE_MAX),

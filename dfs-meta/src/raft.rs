@@ -38,6 +38,6 @@ pub use handle::{Handle, Leadership, Member, MemberStatus, Status};
 pub use members::Step;
 pub use node::{Node, StartError};
 pub use service::Service;
-pub use settings::Settings;
+pub use settings::{LOG_BYTES_MAX, Settings};
 
 pub use crate::store::StoreError;

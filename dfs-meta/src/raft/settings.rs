@@ -26,11 +26,16 @@ pub struct Settings {
     pub snapshot_threshold: u64,
     /// Entries that stay in the log behind a snapshot, so that a follower that was away briefly needs no snapshot.
     pub log_keep: u64,
+    /// Encoded bytes of the log beyond which it is cut by a snapshot, however few entries it has.
+    pub log_bytes_max: u64,
     /// How long removed and replaced content stays restorable in a cluster that this node forms.
     pub trash_retention: std::time::Duration,
     /// What a new cluster is set up with.
     pub cluster: fsm::Settings,
 }
+
+/// [`Settings::log_bytes_max`] of real nodes: far more than a healthy log has.
+pub const LOG_BYTES_MAX: u64 = 256 << 20;
 
 /// Purged together, if so many are kept at all: each purge is a durable record.
 const PURGE_BATCH: u64 = 256;

@@ -107,6 +107,31 @@ async fn a_follower_that_lags_is_sent_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_few_large_entries_is_cut() {
+    let limit = 1 << 20;
+    let group = Group::start_limited(3, 8192, limit).await;
+    let leader = group.leader().await;
+    let handle = group.handle(leader).clone();
+    for _ in 0..100 {
+        open_session(&handle, Uuid::random(), &"x".repeat(100 << 10)).await.unwrap();
+    }
+    let bytes = timeout(LIMIT, async {
+        loop {
+            let bytes = handle.core.log.live_bytes();
+            if bytes <= limit {
+                return bytes;
+            }
+            // Any entry makes the leader look again.
+            open_session(&handle, Uuid::random(), "small").await.unwrap();
+        }
+    });
+    assert!(bytes.await.expect("the log is cut") > 0, "what is newer than the snapshot stays");
+    let status = handle.status();
+    assert!(status.snapshot_index > 0 && status.applied_index < 8192, "{status:?}");
+    group.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wiped_follower_is_filled_before_it_votes() {
     for threshold in [8192, 200] {
         let mut group = Group::start_with(3, threshold).await;

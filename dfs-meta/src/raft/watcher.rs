@@ -5,10 +5,7 @@
 //! writes an entry at the start of each term. A leader that restarts may go on in its old term without a new one; then the log
 //! it found at its start must have been applied too, because any of it may have been acknowledged.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use openraft::{RaftMetrics, ServerState};
 
@@ -18,20 +15,33 @@ use super::{
     proposer,
     types::{MetaNode, Raft, RaftId},
 };
-use crate::fsm::State;
-
-/// A log of more encoded bytes is cut by a snapshot, however few entries it has.
-const LOG_BYTES_MAX: u64 = 256 << 20;
-/// Entries that must be new before the size of the log alone leads to a snapshot.
-const LOG_ENTRIES_MIN: u64 = 1000;
-/// Pause between snapshots for size.
-const SNAPSHOT_PAUSE: Duration = Duration::from_secs(10);
+use crate::{fsm::State, store::LogStore};
 
 /// Term and last entry of a log that the process found at its start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Found {
     pub(crate) term: u64,
     pub(crate) last_index: u64,
+}
+
+/// What a log that has too many bytes needs: publications of large files are entries of megabytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cut {
+    /// A snapshot: most of the log is newer than the last one.
+    Snapshot,
+    /// Removal of the entries that are kept behind the snapshot for followers that were away: those get the snapshot then.
+    Purge,
+}
+
+impl Cut {
+    /// `snapshot` is the index up to which there is one.
+    fn due(log: &LogStore, snapshot: u64, bytes_max: u64) -> Option<Self> {
+        if log.live_bytes() <= bytes_max {
+            return None;
+        }
+        let is_recent = log.bytes_after(snapshot) <= bytes_max / 2;
+        Some(if is_recent { Self::Purge } else { Self::Snapshot })
+    }
 }
 
 /// What decides about leadership.
@@ -66,14 +76,15 @@ pub(crate) async fn run(core: Arc<Core>, raft: Raft, found: Found) {
     let mut metrics = raft.metrics();
     let mut confirmed = core.confirmed.subscribe();
     let mut last = Seen::default();
-    let mut last_snapshot = Instant::now();
+    // What was asked for last, and at which snapshot: once is enough.
+    let mut asked = None;
     loop {
         learn_cluster(&core).await;
-        let (seen, failure, backlog) = {
+        let (seen, failure, snapshot) = {
             let metrics = metrics.borrow_and_update();
             let failure = metrics.running_state.as_ref().err().map(ToString::to_string);
-            let backlog = metrics.last_applied.map_or(0, |id| id.index) - metrics.snapshot.map_or(0, |id| id.index);
-            (Seen::of(&core, &metrics, found, *confirmed.borrow_and_update()), failure, backlog)
+            let snapshot = metrics.snapshot.map_or(0, |id| id.index);
+            (Seen::of(&core, &metrics, found, *confirmed.borrow_and_update()), failure, snapshot)
         };
         if let Some(failure) = failure {
             if !core.cancel.is_cancelled() {
@@ -85,13 +96,15 @@ pub(crate) async fn run(core: Arc<Core>, raft: Raft, found: Found) {
             publish(&core, &raft, seen, last);
             last = seen;
         }
-        if backlog >= LOG_ENTRIES_MIN
-            && last_snapshot.elapsed() > SNAPSHOT_PAUSE
-            && core.log.live_bytes() > LOG_BYTES_MAX
+        if let Some(cut) = Cut::due(&core.log, snapshot, core.settings.log_bytes_max)
+            && asked != Some((cut, snapshot))
         {
-            last_snapshot = Instant::now();
-            // It fails only when the node is stopping.
-            drop(proposer::trigger_snapshot(&raft).await);
+            asked = Some((cut, snapshot));
+            // Each fails only when the node is stopping.
+            match cut {
+                Cut::Snapshot => drop(proposer::trigger_snapshot(&raft).await),
+                Cut::Purge => drop(raft.trigger().purge_log(snapshot).await),
+            }
         }
         let changed = tokio::select! {
             () = core.cancel.cancelled() => return,

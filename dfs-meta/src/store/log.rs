@@ -116,6 +116,11 @@ impl LogStore {
         self.view().live_bytes
     }
 
+    /// Encoded bytes of the entries behind `index`.
+    pub(crate) fn bytes_after(&self, index: u64) -> u64 {
+        self.view().entries.range(index.saturating_add(1)..).map(|(_, (_, size))| u64::from(*size)).sum()
+    }
+
     /// Bytes on disk, at most some seconds old.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.shared.progress.size_bytes.load(Ordering::Relaxed)

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     fsm::{self, Command, Reply},
-    raft::{DataDirError, Handle, Member, Node, Settings, StartError, StoreError},
+    raft::{DataDirError, Handle, LOG_BYTES_MAX, Member, Node, Settings, StartError, StoreError},
 };
 
 /// Nothing in these tests takes this long.
@@ -28,6 +28,7 @@ pub(super) struct Group {
     dir: tempfile::TempDir,
     peers: Vec<Member>,
     snapshot_threshold: u64,
+    log_bytes_max: u64,
     pub(super) nodes: Vec<Option<Running>>,
 }
 
@@ -38,6 +39,10 @@ impl Group {
     }
 
     pub(super) async fn start_with(count: u64, snapshot_threshold: u64) -> Self {
+        Self::start_limited(count, snapshot_threshold, LOG_BYTES_MAX).await
+    }
+
+    pub(super) async fn start_limited(count: u64, snapshot_threshold: u64, log_bytes_max: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut listeners = Vec::new();
         let mut peers = Vec::new();
@@ -47,7 +52,7 @@ impl Group {
             peers.push(Member { raft_id: id, name: format!("meta-{id}"), address });
             listeners.push(listener);
         }
-        let mut group = Self { dir, peers, snapshot_threshold, nodes: Vec::new() };
+        let mut group = Self { dir, peers, snapshot_threshold, log_bytes_max, nodes: Vec::new() };
         for (at, listener) in listeners.into_iter().enumerate() {
             let running = group.run(at, listener).await;
             group.nodes.push(Some(running));
@@ -70,6 +75,7 @@ impl Group {
             election_max: Duration::from_millis(800),
             snapshot_threshold: self.snapshot_threshold,
             log_keep: 1000,
+            log_bytes_max: self.log_bytes_max,
             trash_retention: std::time::Duration::ZERO,
             cluster: fsm::Settings::default(),
         }

@@ -1,8 +1,9 @@
 //! One memory budget for the write buffers and read windows of all open files.
 //!
 //! Invariants: the bytes granted never exceed the budget by more than the forced grants, and a forced grant is made only to
-//! a holder that has none (the first buffer of a writer, the part a reader waits for), so nothing can deadlock and the
-//! excess is bounded by the number of open files that are being used. A quarter is kept for reads.
+//! a holder that has none (the first buffer of a writer, the part a reader waits for), so nothing can deadlock. When nothing is
+//! left, writers that are idle give theirs up, and all others too once the excess is as large as the budget, so that the excess
+//! does not grow with the number of open files. A quarter is kept for reads.
 
 use std::sync::{
     Arc,
@@ -83,6 +84,11 @@ impl Budget {
         let total = self.total.clone().acquire_many_owned(units(bytes, self.total_units)).await;
         let permits = [write, total].into_iter().map(|permit| permit.expect("the semaphores are never closed"));
         self.grant(permits.collect(), bytes)
+    }
+
+    /// Whether twice the budget is granted.
+    pub(crate) fn is_far_exceeded(&self) -> bool {
+        self.granted.load(Ordering::Relaxed) >= 2 * u64::from(self.total_units) * UNIT_BYTES
     }
 
     /// In excess of the budget.

@@ -17,7 +17,7 @@ use crate::{
     nodes::Nodes,
     placement::Placements,
     read::{BlockCache, Latencies, Layouts, ReaderCore},
-    write::{BufferPool, TailCache},
+    write::{BufferPool, TailCache, Writers},
 };
 
 /// How often idle readers are looked for.
@@ -43,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) blocks: BlockCache,
     pub(crate) latencies: Latencies,
     pub(crate) readers: Mutex<Vec<Weak<ReaderCore>>>,
+    pub(crate) writers: Writers,
     pub(crate) layouts: Layouts,
     /// Corruption reports sent lately, so that a bad copy that is read again and again is reported once.
     pub(crate) reported: Mutex<LruCache<(ChunkId, u32), ()>>,
@@ -91,6 +92,7 @@ impl Dfs {
             blocks: BlockCache::new(division.blocks),
             latencies: Latencies::default(),
             readers: Mutex::default(),
+            writers: Writers::new(),
             layouts: Layouts::default(),
             reported: Mutex::new(LruCache::new(std::num::NonZeroUsize::new(1024).expect("not zero"))),
             options,

@@ -16,6 +16,7 @@ mod fill;
 mod publish;
 mod ranges;
 mod slot;
+mod spill;
 mod store;
 mod view;
 
@@ -33,6 +34,7 @@ use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 pub(crate) use buffer::{BufferPool, TailCache};
 pub(crate) use publish::abandon;
+pub(crate) use spill::Writers;
 pub(crate) use store::store;
 
 use crate::{
@@ -62,6 +64,8 @@ pub(crate) struct Core {
     attempts: Arc<AtomicU64>,
     /// Bounds the chunks in flight.
     uploads: Arc<Semaphore>,
+    /// When it was written to last, see [`Writers`].
+    used_ms: AtomicU64,
 }
 
 struct State {
@@ -117,8 +121,11 @@ impl Writer {
             failed: Arc::default(),
             attempts: Arc::default(),
             uploads,
+            used_ms: AtomicU64::new(0),
         };
-        Self { core: Arc::new(core) }
+        let core = Arc::new(core);
+        core.shared.writers.add(&core);
+        Self { core }
     }
 
     /// The file.
@@ -139,6 +146,7 @@ impl Writer {
             return Ok(());
         }
         core.dirty.store(true, Ordering::Release);
+        core.shared.writers.note_use(core);
         state.slots.reap();
         let (mut at, mut rest) = (offset, data);
         while !rest.is_empty() {

@@ -112,11 +112,11 @@ impl Core {
         self.renew(state, index, end.max(chunk.length as usize), &content).await
     }
 
-    /// Memory for slot `index`. Waits while the budget is used up; sends other open chunks of this file to get some; never
-    /// waits when this file holds nothing else.
+    /// Memory for slot `index`. Waits while the budget is used up; sends other open chunks of this file to get some, and those of
+    /// files that are idle; never waits when there are none.
     async fn memory(&self, state: &mut State, index: u64, bytes: u64) -> Result<Grant, Error> {
         if state.slots.open_count() >= OPEN_MAX
-            && let Some(oldest) = state.slots.oldest_open(index)
+            && let Some(oldest) = state.slots.oldest_open(Some(index))
         {
             self.send(state, oldest).await?;
         }
@@ -127,16 +127,21 @@ impl Core {
             self.check()?;
             state.slots.reap();
             if state.slots.any_sending().is_none()
-                && let Some(oldest) = state.slots.oldest_open(index)
+                && let Some(oldest) = state.slots.oldest_open(Some(index))
             {
                 self.send(state, oldest).await?;
             }
-            let Some((_, upload)) = state.slots.any_sending() else {
-                return Ok(self.shared.budget.forced(bytes));
+            let (upload, is_own) = match state.slots.any_sending() {
+                Some((_, upload)) => (upload, true),
+                None => match self.spill().await {
+                    Some(upload) => (upload, false),
+                    None => return Ok(self.shared.budget.forced(bytes)),
+                },
             };
             tokio::select! {
                 grant = self.shared.budget.write(bytes) => return Ok(grant),
-                outcome = upload.wait() => drop(outcome.as_ref().map_err(Clone::clone)?),
+                // How the upload of another file ends is told there.
+                outcome = upload.wait() => if is_own { outcome.as_ref().map_err(Clone::clone)?; },
             }
         }
     }

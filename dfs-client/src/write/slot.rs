@@ -202,8 +202,8 @@ impl Slots {
     }
 
     /// The open chunk that was written longest ago, `but` this one.
-    pub(crate) fn oldest_open(&self, but: u64) -> Option<u64> {
-        let others = self.open.iter().filter(|(index, _)| **index != but);
+    pub(crate) fn oldest_open(&self, but: Option<u64>) -> Option<u64> {
+        let others = self.open.iter().filter(|(index, _)| Some(**index) != but);
         others.min_by_key(|(_, turn)| **turn).map(|(index, _)| *index)
     }
 

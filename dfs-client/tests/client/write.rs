@@ -219,3 +219,31 @@ async fn the_memory_budget_holds_for_many_writers_on_slow_nodes() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(dfs.memory_usage().0, 0, "everything is given back");
 }
+
+#[tokio::test]
+async fn memory_does_not_grow_with_the_number_of_files_that_are_open_for_writing() {
+    let chunk = 256 << 10;
+    let cluster = Cluster::with_chunk_size(1, 3, chunk).await;
+    let memory = 4 << 20;
+    let dfs = Dfs::connect(Options { memory_bytes: memory, ..cluster.options() }).await.expect("connects");
+    let mut files = Vec::new();
+    // Each keeps a part of a chunk: in all six times the memory.
+    for i in 0..128 {
+        let (writer, data) = (create(&dfs, &format!("f{i}")).await, pattern(200 << 10, i));
+        writer.write_at(0, &data[..190 << 10]).await.expect("written");
+        files.push((writer, data));
+    }
+    let (_, peak) = dfs.memory_usage();
+    assert!(peak <= 2 * memory + u64::from(chunk), "{peak}");
+    for (writer, data) in &files {
+        writer.write_at(190 << 10, &data[190 << 10..]).await.expect("written");
+        let held = writer.read_at(0, data.len()).await.expect("read back").concat();
+        assert!(held == *data);
+    }
+    for (writer, data) in &files {
+        let attr = writer.publish_and_finish(SetAttr::default()).await.expect("published");
+        assert!(content(&dfs, attr.ino).await == *data);
+    }
+    let (_, peak) = dfs.memory_usage();
+    assert!(peak <= 2 * memory + 2 * u64::from(chunk), "{peak}");
+}

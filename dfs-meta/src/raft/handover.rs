@@ -48,7 +48,7 @@ const ELECTED: Duration = Duration::from_secs(1);
 /// Hands the leadership to `heir`, or to whoever has most of the log. Returns the new leader's id and how long nothing was served.
 pub(crate) async fn hand_over(core: &Arc<Core>, heir: Option<RaftId>) -> Result<(RaftId, Duration), RpcError> {
     let _change = core.changing.try_lock().map_err(|_| unavailable("the membership is being changed"))?;
-    let (vote, membership) = lease::leading(core).ok_or_else(|| core.not_leader())?;
+    let (mut vote, membership) = lease::leading(core).ok_or_else(|| core.not_leader())?;
     let me = core.settings.me.raft_id;
     let reachable = |id: RaftId| core.peers.silent(id).is_some_and(|silent| silent < core.settings.vote_silence());
     let voters = || membership.voter_ids().filter(|id| *id != me);
@@ -83,8 +83,10 @@ pub(crate) async fn hand_over(core: &Arc<Core>, heir: Option<RaftId>) -> Result<
                 done = Err(error);
             }
         }
-        if lease::leading(core).is_none() {
-            break;
+        // The heir may have stood and lost to this node, which leads in a later term then.
+        match lease::leading(core) {
+            Some((now, _)) => vote = now,
+            None => break,
         }
     }
     core.handing_over.send_replace(false);
@@ -119,7 +121,8 @@ pub(crate) async fn stand(core: &Core, raft: &Raft, vote: Vote) -> Result<(), Rp
     let me = core.settings.me.raft_id;
     let current = raft.metrics().borrow().vote;
     if current != vote {
-        return Err(RpcError::new(ErrorCode::Stale, format!("the vote here is {current}, asked was {vote}")));
+        // Who asks does not lead any more, or not in that term: it finds out, and whoever wants the change asks again.
+        return Err(unavailable(&format!("the vote here is {current}, asked was {vote}")));
     }
     core.stands_in.store(vote.leader_id.term + 1, Ordering::Release);
     crash::point(Point::HeirAsked);

@@ -137,21 +137,27 @@ impl Case {
         Ok(())
     }
 
-    /// Writes one more file while `slow` is stopped, and lets it go on when the file is written, or when nothing happens.
-    fn write_beside_a_slow_node(&mut self, slow: &str) -> Result<()> {
+    /// Writes one more file while `slow` is stopped, and lets it go on when the file is written, or when nothing happens. It may fail
+    /// if all of the `armed` nodes died meanwhile.
+    fn write_beside_a_slow_node(&mut self, slow: &str, armed: [&str; 2]) -> Result<()> {
         let number = self.next;
         self.next += 1;
         let Self { cluster, mount, .. } = self;
-        thread::scope(|scope| {
+        let written = thread::scope(|scope| {
             cluster.node(slow).signal(libc::SIGSTOP)?;
             let writer = scope.spawn(|| write(mount, number));
             // If it is the primary, the file waits for it.
             let written = wait::until("the file is written", Duration::from_secs(1), || writer.is_finished());
             cluster.node(slow).signal(libc::SIGCONT)?;
             drop(written);
-            writer.join().expect("the writer does not panic")
+            anyhow::Ok(writer.join().expect("the writer does not panic"))
         })?;
-        self.stored.push(number);
+        let is_acknowledged = written.is_ok();
+        if is_acknowledged {
+            self.stored.push(number);
+        } else if !armed.into_iter().all(|node| self.cluster.node(node).ended().is_some()) {
+            written?;
+        }
         Ok(())
     }
 

@@ -42,14 +42,15 @@ fn a_late_copy_that_its_primary_cannot_report_counts_all_the_same() -> Result<()
     // The third node is slow, not gone.
     let builder = builder().meta_flag("--suspect", "60s").meta_flag("--dead", "120s");
     let mut case = Case::start(builder)?;
-    for node in ["storage-1", "storage-2"] {
+    let armed = ["storage-1", "storage-2"];
+    for node in armed {
         case.cluster.arm(node, "late-copy-stored")?;
     }
     case.cluster.wait_alive(3)?;
     let mut died = None;
     for _ in 0..20 {
-        case.write_beside_a_slow_node("storage-3")?;
-        died = ["storage-1", "storage-2"].into_iter().find(|node| case.cluster.node(node).ended().is_some());
+        case.write_beside_a_slow_node("storage-3", armed)?;
+        died = armed.into_iter().find(|node| case.cluster.node(node).ended().is_some());
         if died.is_some() {
             break;
         }
@@ -58,7 +59,7 @@ fn a_late_copy_that_its_primary_cannot_report_counts_all_the_same() -> Result<()
     ensure!(died != "nobody", "no copy was late");
     case.cluster.await_crash(&died, "late-copy-stored")?;
     // The other one must not die while the rest is checked.
-    for node in ["storage-1", "storage-2"].into_iter().filter(|node| *node != died) {
+    for node in armed.into_iter().filter(|node| *node != died) {
         match case.cluster.node(node).ended() {
             Some(_) => case.cluster.await_crash(node, "late-copy-stored")?,
             None => case.cluster.disarm(node)?,

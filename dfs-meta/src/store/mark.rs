@@ -5,8 +5,9 @@
 //! index and the vote are noted in a file of their own after each flush, before anything is answered, and a log that
 //! does not reach that far is refused.
 //!
-//! The note is never ahead of the log: it is written after the flush, and lowered for good before entries are cut off. It
-//! needs no sync of its own: a power failure may take it back to an earlier state, which asks for less.
+//! The note is never ahead of the log: it is written after the flush, and lowered for good before entries are cut off. The file is
+//! made whole and then overwritten in place, within one sector, which needs no sync: a power failure may take it back to
+//! an earlier state, which asks for less.
 
 use std::{
     cmp::Ordering,
@@ -19,7 +20,10 @@ use std::{
 use dfs_common::durable;
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, codec};
+use super::{
+    StoreError,
+    codec::{self, CodecError},
+};
 use crate::raft::types::Vote;
 
 const NAME: &str = "MARK";
@@ -48,20 +52,18 @@ impl Mark {
     pub(super) fn open(root: &Path) -> Result<Self, StoreError> {
         let path = root.join(NAME);
         let opened = || {
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-            durable::sync_dir(root)?;
+            if !path.try_exists()? {
+                durable::write_file(&path, &block(Reach::default())?)?;
+            }
+            let file = OpenOptions::new().read(true).write(true).open(&path)?;
             let mut block = [0; SIZE];
-            let length = file.read_at(&mut block, 0)?;
-            Ok((file, block, length))
+            file.read_at(&mut block, 0)?;
+            Ok((file, block))
         };
-        let (file, block, length) = opened().map_err(StoreError::io(&path))?;
-        // A file that was made and never written to, or not before the power failed, asks for nothing.
-        let noted = if block[..length].iter().all(|byte| *byte == 0) {
-            Reach::default()
-        } else {
-            let record = block[1..].get(..usize::from(block[0])).unwrap_or_default();
-            codec::decode(record).map_err(|error| StoreError::Mark { path: path.clone(), reason: error.to_string() })?
-        };
+        let (file, block) = opened().map_err(StoreError::io(&path))?;
+        let record = block[1..].get(..usize::from(block[0])).unwrap_or_default();
+        let damaged = |error: CodecError| StoreError::Mark { path: path.clone(), reason: error.to_string() };
+        let noted = codec::decode(record).map_err(damaged)?;
         Ok(Self { path, file, noted })
     }
 
@@ -85,12 +87,7 @@ impl Mark {
         if reach == self.noted {
             return Ok(());
         }
-        let record = codec::encode(&reach).map_err(io::Error::other)?;
-        let mut block = [0; SIZE];
-        block[0] = u8::try_from(record.len()).map_err(io::Error::other)?;
-        let room = block.get_mut(1..=record.len()).ok_or_else(|| io::Error::other("the record is too long"))?;
-        room.copy_from_slice(&record);
-        self.file.write_all_at(&block, 0)?;
+        self.file.write_all_at(&block(reach)?, 0)?;
         self.noted = reach;
         Ok(())
     }
@@ -108,6 +105,16 @@ impl Mark {
     pub(super) fn noted(&self) -> Reach {
         self.noted
     }
+}
+
+/// The file: length of the record, record, zeros.
+fn block(reach: Reach) -> io::Result<[u8; SIZE]> {
+    let record = codec::encode(&reach).map_err(io::Error::other)?;
+    let mut block = [0; SIZE];
+    block[0] = u8::try_from(record.len()).map_err(io::Error::other)?;
+    let room = block.get_mut(1..=record.len()).ok_or_else(|| io::Error::other("the record is too long"))?;
+    room.copy_from_slice(&record);
+    Ok(block)
 }
 
 #[cfg(test)]
@@ -147,6 +154,6 @@ mod tests {
             }
         }
         std::fs::write(&path, []).unwrap();
-        assert_eq!(Mark::open(tmp.path()).unwrap().noted(), Reach::default());
+        Mark::open(tmp.path()).err().expect("an empty file is no note");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use dfs_common::{Attr, ChunkId, ErrorCode, FileId, InodeId, Layout};
+use dfs_common::{Attr, ChunkId, ErrorCode, FileId, InodeId, Layout, disk::ScrubVerb};
 use dfs_proto::{
     convert::{self, NodeAddress},
     status::RpcError,
@@ -173,6 +173,28 @@ impl Dfs {
         let what = || "changing the limits of repair".to_owned();
         let ask = |c, q| async move { AdminServiceClient::new(c).set_repair_limits(q).await };
         Ok(self.shared.cluster.call(&what, request, ask).await?.limits.unwrap_or_default())
+    }
+
+    /// How far the storage nodes are with verifying what they hold.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn scrub_status(&self) -> Result<v1::ScrubStatusResponse, Error> {
+        let what = || "status of scrubs".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).scrub_status(q).await };
+        self.shared.cluster.call(&what, v1::ScrubStatusRequest {}, ask).await
+    }
+
+    /// Tells storage nodes (all, without any named) about their scrubs. Gives the number of the order.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown node; no answer within the deadline.
+    pub async fn order_scrub(&self, verb: ScrubVerb, nodes: &[u32]) -> Result<u64, Error> {
+        let what = || "an order about scrubs".to_owned();
+        let verb = convert::disk::scrub_verb_to_wire(verb).into();
+        let request = v1::OrderScrubRequest { verb, node_ids: nodes.to_vec() };
+        let ask = |c, q| async move { AdminServiceClient::new(c).order_scrub(q).await };
+        Ok(self.shared.cluster.call(&what, request, ask).await?.number)
     }
 
     /// Who has a pending version of a file.

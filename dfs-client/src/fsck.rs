@@ -45,11 +45,21 @@ struct Asked {
     error: Mutex<Option<String>>,
     /// How long its last answer took.
     answer: Mutex<Option<Duration>>,
+    /// Since when the copy is known to be whole that was verified longest ago; 0 if one never was.
+    verified_ns: Mutex<Option<i64>>,
 }
 
 impl Asked {
     fn is_given_up(&self) -> bool {
         self.failures.load(Ordering::Relaxed) >= FAILURES_MAX
+    }
+
+    fn note_verified(&self, answer: &v1::StatChunksResponse) {
+        // A node of an older version does not say.
+        let times = answer.verified_ns.iter().copied().chain(std::iter::repeat(0));
+        let oldest = answer.present.iter().zip(times).filter(|(present, _)| **present).map(|(_, ns)| ns).min();
+        let mut known = self.verified_ns.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = known.into_iter().chain(oldest).min();
     }
 
     fn failed(&self, error: &RpcError) {
@@ -173,6 +183,7 @@ impl Fsck {
                 failures: AtomicU32::new(0),
                 error: Mutex::default(),
                 answer: Mutex::default(),
+                verified_ns: Mutex::default(),
             });
         }
         let wanted = status.detector.map_or(1, |settings| settings.replication as usize);
@@ -210,6 +221,14 @@ impl Fsck {
     pub fn answer_times(&self) -> Vec<(NodeId, Duration)> {
         let time = |node: &Asked| *node.answer.lock().unwrap_or_else(PoisonError::into_inner);
         self.nodes.iter().filter_map(|node| Some((node.id, time(node)?))).collect()
+    }
+
+    /// Since when (nanoseconds since the Unix epoch, the node's clock) each node knows every copy that was asked about to be
+    /// whole; 0 if its scrub has not come to one of them yet. Nodes without a copy are left out.
+    #[must_use]
+    pub fn verified(&self) -> Vec<(NodeId, i64)> {
+        let since = |node: &Asked| *node.verified_ns.lock().unwrap_or_else(PoisonError::into_inner);
+        self.nodes.iter().filter_map(|node| Some((node.id, since(node)?))).collect()
     }
 
     /// Checks some files, and calls `progress` with how much was looked at since the last call. Files that are gone meanwhile are
@@ -274,6 +293,7 @@ impl Fsck {
             let earlier = bad.remove(&(*file, finding.index)).unwrap_or_default();
             let dropped: Vec<_> = earlier.into_iter().filter(|node| !finding.corrupt.contains(node)).collect();
             finding.corrupt.extend(dropped);
+            finding.missing.retain(|node| !finding.corrupt.contains(node));
         }
         findings.retain(|(_, finding)| !finding.is_fine());
         findings.sort_by_key(|(file, finding)| (*file, finding.index));
@@ -359,6 +379,7 @@ impl Fsck {
                     node.failures.store(0, Ordering::Relaxed);
                     *node.error.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     *node.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(started.elapsed());
+                    node.note_verified(&answer);
                     return Some(answer.present);
                 }
                 Ok(_) => node.failed(&RpcError::new(ErrorCode::Internal, "its answer has another length")),

@@ -84,7 +84,15 @@ points! {
     TrimConfirmed = "trim-confirmed",
     /// Metadata leader: the copy too many has left the record, its node was not told to delete it.
     TrimRecorded = "trim-recorded",
-    /// Metadata leader: a bad copy has left the record, its node was not told to delete it.
+    /// Storage: a bad copy has its name in the quarantine, the directory that it was in is not synced.
+    QuarantineRenamed = "quarantine-renamed",
+    /// Storage: a bad copy is set aside, metadata was not told.
+    CopySetAside = "copy-set-aside",
+    /// Storage: a scrub has verified chunks, that is not noted.
+    ScrubVerified = "scrub-verified",
+    /// Storage: one of several data directories has the number of the node.
+    DirectoryStamped = "directory-stamped",
+    /// Metadata leader: a bad copy has left the record, its node was not told.
     BadCopyDropped = "bad-copy-dropped",
     /// Metadata leader: a source says that copies were made, that is not agreed on.
     RepairHeard = "repair-heard",

@@ -9,6 +9,7 @@ pub mod backup;
 pub mod checksum;
 pub mod config;
 pub mod crash;
+pub mod disk;
 pub mod durable;
 pub mod error;
 pub mod id;

@@ -7,7 +7,9 @@
 //! Lock order: the soft state before the replicated state ([`raft::Handle::peek`] may be called with the soft state locked,
 //! the soft state must not be locked inside a read). No lock is held across an `await`.
 
+pub mod checks;
 pub mod detector;
+pub mod disks;
 mod events;
 pub mod garbage;
 pub mod heartbeat;

@@ -14,6 +14,7 @@ mod mutation;
 mod namespace;
 mod nodes;
 mod repair;
+mod scrub;
 mod service;
 mod session;
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Wire messages to domain types and back. What comes from the wire is checked here and nowhere else.
 
+pub mod disk;
+
 use bytes::Bytes;
 use dfs_common::{
     Attr, ChunkId, ChunkRef, ErrorCode, FileId, FileKind, InodeId, Layout, NodeId, SessionId, SetAttr, SetTime,

@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use dfs_common::{ChunkId, NodeId};
+use dfs_common::{ChunkId, NodeId, Uuid, disk::DiskNotice};
 use tokio::sync::Notify;
 
 use crate::engine::{Held, Page};
@@ -24,14 +24,30 @@ use crate::engine::{Held, Page};
 const OPEN_MAX: usize = 100_000;
 /// Changes sent in one heartbeat: half a megabyte, far below the size limit of a message.
 const DIFFERENCE_MAX: usize = 8192;
+/// Notices of disks that may wait: metadata is away for a long time, and the oldest ones are news no more.
+const NOTICES_MAX: usize = 256;
 /// Peers remembered as unreachable.
 const UNREACHABLE_MAX: usize = 1024;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A bad copy that was set aside.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BadCopy {
+    /// The chunk.
+    pub id: ChunkId,
+    /// The disk it was on.
+    pub disk: Uuid,
+    /// Its data directory.
+    pub path: String,
+    /// What was wrong.
+    pub reason: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
 enum Change {
     Added(Held),
     Removed,
     Deleted,
+    SetAside(Arc<BadCopy>),
 }
 
 /// One numbered difference.
@@ -45,11 +61,19 @@ pub struct Difference {
     pub removed: Vec<ChunkId>,
     /// Deletions that metadata asked for and that are done.
     pub deleted: Vec<ChunkId>,
+    /// Bad copies that were set aside.
+    pub set_aside: Vec<Arc<BadCopy>>,
+    /// What happened to disks.
+    pub notices: Vec<DiskNotice>,
 }
 
 impl Difference {
     fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.removed.is_empty() && self.deleted.is_empty()
+        self.added.is_empty()
+            && self.removed.is_empty()
+            && self.deleted.is_empty()
+            && self.set_aside.is_empty()
+            && self.notices.is_empty()
     }
 }
 
@@ -61,6 +85,9 @@ struct State {
     /// Copies that were read and found whole, for metadata that asked.
     confirmed: Vec<ChunkId>,
     overflowed: bool,
+    notices: Vec<DiskNotice>,
+    /// The inventory is to be taken at once.
+    inventory_due: bool,
     /// Everything since a page of the inventory began to be read, while one is.
     watched: Option<BTreeMap<ChunkId, Change>>,
 }
@@ -85,9 +112,12 @@ impl Changes {
 
     fn note(&self, id: ChunkId, change: Change) {
         let mut state = self.state();
-        state.open.insert(id, change);
         if let Some(watched) = &mut state.watched {
-            watched.insert(id, change);
+            watched.insert(id, change.clone());
+        }
+        // A reader that finds the place of a bad copy empty knows less than who emptied it.
+        if change != Change::Removed || !matches!(state.open.get(&id), Some(Change::SetAside(_))) {
+            state.open.insert(id, change);
         }
         if state.open.len() > OPEN_MAX {
             state.open.clear();
@@ -112,6 +142,40 @@ impl Changes {
             self.note(*id, Change::Deleted);
         }
         self.wake.notify_one();
+    }
+
+    /// A bad copy was set aside; metadata hears of it at once.
+    pub fn set_aside(&self, copy: BadCopy) {
+        self.note(copy.id, Change::SetAside(Arc::new(copy)));
+        self.wake.notify_one();
+    }
+
+    /// Something happened to a disk; metadata hears of it at once.
+    pub fn notice(&self, notice: DiskNotice) {
+        let mut state = self.state();
+        if state.notices.len() >= NOTICES_MAX {
+            state.notices.remove(0);
+        }
+        state.notices.push(notice);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// The inventory changed in a way that no difference tells; metadata hears of it at once.
+    pub fn want_inventory(&self) {
+        self.state().inventory_due = true;
+        self.wake.notify_one();
+    }
+
+    /// An inventory that a failed heartbeat would have asked for; the next one does.
+    pub fn keep_inventory_due(&self) {
+        self.state().inventory_due = true;
+    }
+
+    /// Whether an inventory was wanted since the last call.
+    #[must_use]
+    pub fn take_inventory_due(&self) -> bool {
+        mem::take(&mut self.state().inventory_due)
     }
 
     /// A peer could not be reached; metadata hears of it at once. `false` if that is no news since the last heartbeat.
@@ -156,8 +220,9 @@ impl Changes {
     #[must_use]
     pub fn difference(&self) -> Difference {
         let mut state = self.state();
-        if state.sent.is_empty() && !state.open.is_empty() {
-            let mut difference = Difference { seq: state.sent.seq + 1, ..Difference::default() };
+        if state.sent.is_empty() && !(state.open.is_empty() && state.notices.is_empty()) {
+            let notices = mem::take(&mut state.notices);
+            let mut difference = Difference { seq: state.sent.seq + 1, notices, ..Difference::default() };
             let rest = match state.open.keys().nth(DIFFERENCE_MAX).copied() {
                 Some(id) => state.open.split_off(&id),
                 None => BTreeMap::new(),
@@ -167,6 +232,7 @@ impl Changes {
                     Change::Added(held) => difference.added.push(held),
                     Change::Removed => difference.removed.push(id),
                     Change::Deleted => difference.deleted.push(id),
+                    Change::SetAside(copy) => difference.set_aside.push(copy),
                 }
             }
             state.sent = difference;
@@ -179,7 +245,7 @@ impl Changes {
         let mut state = self.state();
         if seq == state.sent.seq && !state.sent.is_empty() {
             state.sent = Difference { seq, ..Difference::default() };
-            if state.open.len() > DIFFERENCE_MAX {
+            if state.open.len() > DIFFERENCE_MAX || !state.notices.is_empty() {
                 drop(state);
                 self.wake.notify_one();
             }
@@ -201,7 +267,7 @@ impl Changes {
         let in_range = |id: ChunkId| after.is_none_or(|after| id > after) && end.is_none_or(|end| id <= end);
         page.chunks.extend(watched.iter().filter_map(|(id, change)| match change {
             Change::Added(held) if in_range(*id) => Some(*held),
-            Change::Added(_) | Change::Removed | Change::Deleted => None,
+            Change::Added(_) | Change::Removed | Change::Deleted | Change::SetAside(_) => None,
         }));
         page.chunks.sort_unstable_by_key(|held| held.id);
     }
@@ -260,6 +326,16 @@ mod tests {
             (difference.added, difference.removed, difference.deleted),
             (vec![held(2)], vec![], vec![held(1).id])
         );
+    }
+
+    #[test]
+    fn a_copy_that_was_set_aside_is_not_only_missing() {
+        let changes = Changes::new();
+        let copy = BadCopy { id: held(1).id, disk: Uuid([1; 16]), path: "/d".into(), reason: "bad".into() };
+        changes.set_aside(copy.clone());
+        changes.removed(copy.id);
+        let difference = changes.difference();
+        assert_eq!((difference.set_aside, difference.removed), (vec![Arc::new(copy)], vec![]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The command line of `dfs-storage`: flag over environment over TOML file over default.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
 use dfs_common::{
@@ -8,6 +8,11 @@ use dfs_common::{
     units::{ByteSize, Span},
 };
 use dfs_proto::transport::{check_address, check_own};
+
+/// Most data directories of a node: more than a machine has disks.
+const DATA_DIRS_MAX: usize = 128;
+/// Shortest time between two scrubs: those of an empty disk end at once.
+const SCRUB_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// Form of the log on standard error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -34,19 +39,19 @@ pub struct Config {
     /// Address under which clients and other nodes reach this one [default: the listen address]
     #[arg(long, env = "DFS_STORAGE_ADVERTISE", value_name = "HOST:PORT")]
     pub advertise: Option<String>,
-    /// Directory for chunks; one node, one directory
-    #[arg(long, env = "DFS_STORAGE_DATA_DIR", value_name = "DIR")]
-    pub data_dir: PathBuf,
+    /// Directory for chunks; several, one for each disk, separated by commas or given one by one
+    #[arg(long, env = "DFS_STORAGE_DATA_DIR", value_delimiter = ',', required = true, value_name = "DIR,...")]
+    pub data_dir: Vec<PathBuf>,
     /// Metadata nodes, separated by commas
     #[arg(long, env = "DFS_STORAGE_META", value_delimiter = ',', required = true, value_name = "HOST:PORT,...")]
     pub meta: Vec<String>,
     /// Failure domain: copies of a chunk go to different ones
     #[arg(long, env = "DFS_STORAGE_RACK", default_value = "", value_name = "RACK")]
     pub rack: String,
-    /// Most bytes of chunks to keep [default: the size of the file system]
+    /// Most bytes of chunks to keep in each data directory [default: the size of the file system]
     #[arg(long, env = "DFS_STORAGE_CAPACITY", value_name = "SIZE")]
     pub capacity: Option<ByteSize>,
-    /// Bytes to leave free on the file system [default: 1G or 1 % of the capacity, whichever is smaller]
+    /// Bytes to leave free in each data directory [default: 1G or 1 % of the capacity, whichever is smaller]
     #[arg(long, env = "DFS_STORAGE_RESERVE", value_name = "SIZE")]
     pub reserve: Option<ByteSize>,
     /// Memory for chunk bytes in flight, at least 16M
@@ -79,6 +84,19 @@ pub struct Config {
     /// Check block checksums of what is sent to readers, who check them in any case
     #[arg(long, env = "DFS_STORAGE_VERIFY_READS")]
     pub verify_reads: bool,
+    /// Time from the start of one scrub, which verifies every chunk, to the start of the next; 0: only when it is ordered
+    #[arg(long, env = "DFS_STORAGE_SCRUB_INTERVAL", default_value = "14d", value_name = "TIME")]
+    pub scrub_interval: Span,
+    /// Pauses of a scrub are so many times as long as its reads; shorter if it would not be done in time
+    #[arg(long, env = "DFS_STORAGE_SCRUB_TRANQUILITY", default_value_t = 4, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub scrub_tranquility: u16,
+    /// How long bad copies are kept in quarantine; longer if no good copy of the chunk is left
+    #[arg(long, env = "DFS_STORAGE_QUARANTINE_KEEP", default_value = "30d", value_name = "TIME")]
+    pub quarantine_keep: Span,
+    /// Most bytes of bad copies kept in the quarantine of a data directory; more if no good copy of a chunk is left
+    #[arg(long, env = "DFS_STORAGE_QUARANTINE_SIZE", default_value = "4G", value_name = "SIZE")]
+    pub quarantine_size: ByteSize,
     /// Log filter, as of the Rust crate tracing-subscriber
     #[arg(long, env = "DFS_STORAGE_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
@@ -119,11 +137,18 @@ impl Config {
         for address in &self.meta {
             check_address(address).map_err(|error| format!("--meta: {error}"))?;
         }
+        if self.data_dir.len() > DATA_DIRS_MAX || self.data_dir.iter().any(|dir| dir.as_os_str().is_empty()) {
+            return Err(format!("--data-dir names 1 to {DATA_DIRS_MAX} directories, and none of them is empty"));
+        }
         if self.name.is_empty() || self.name.len() > 255 {
             return Err("--name must have 1 to 255 bytes".into());
         }
         if !(16 << 20..=64 << 30).contains(&self.memory.0) {
             return Err(format!("--memory {} is not between 16M and 64G", self.memory));
+        }
+        let interval = self.scrub_interval.0;
+        if !interval.is_zero() && interval < SCRUB_INTERVAL_MIN {
+            return Err(format!("--scrub-interval {} is neither 0 nor at least 1s", self.scrub_interval));
         }
         for (option, span) in [("--stall-timeout", self.stall_timeout), ("--rpc-timeout", self.rpc_timeout)] {
             if span.0.is_zero() {
@@ -148,6 +173,8 @@ mod tests {
         command().debug_assert();
         let config = load(&[]).expect("good");
         assert_eq!(config.meta, ["a:1", "b:2"]);
+        let several = load(&["--data-dir", "/e,/f"]).expect("good").data_dir;
+        assert_eq!(several, ["/d", "/e", "/f"].map(PathBuf::from));
         assert_eq!((config.advertised().as_str(), config.memory.0), ("127.0.0.1:4000", 128 << 20));
     }
 
@@ -163,6 +190,9 @@ mod tests {
             (&["--memory", "1M"], "--memory"),
             (&["--capacity", "lots"], "--capacity"),
             (&["--worker-threads", "0"], "--worker-threads"),
+            (&["--data-dir", "/e,"], "--data-dir"),
+            (&["--scrub-interval", "500ms"], "--scrub-interval"),
+            (&["--scrub-tranquility", "1001"], "--scrub-tranquility"),
             (&["--meta", "nonsense"], "--meta"),
         ] {
             let error = load(args).expect_err("refused");

@@ -1,9 +1,10 @@
-//! The data directory: whose it is, and that only one process uses it.
+//! A data directory: whose it is, and that only one process uses it. [`crate::data_dirs`] has all those of a node.
 //!
 //! ```text
-//! DIR/IDENTITY   TOML: kind, format, cluster, uuid, number and name of the node, epoch of the metadata
+//! DIR/IDENTITY   TOML: kind, format, cluster, uuid, number and name of the node, uuid of the directory, epoch of the metadata
 //! DIR/METADATA   addresses of the metadata nodes as they were last heard, one a line; only a help to find them again
 //! DIR/LOCK       locked while a process uses the directory
+//! DIR/PROBE      written now and then, to see whether that works
 //! DIR/chunks, DIR/tmp   see engine::disk
 //! ```
 //!
@@ -24,6 +25,8 @@ use serde::{Deserialize, Serialize};
 
 const IDENTITY: &str = "IDENTITY";
 const METADATA: &str = "METADATA";
+/// Written now and then to see whether that works.
+const PROBE: &str = "PROBE";
 const KIND: &str = "storage";
 const FORMAT: u32 = 2;
 /// What a fresh directory may hold: our own first steps, and what mkfs leaves at the root of a file system.
@@ -58,6 +61,54 @@ pub enum DataDirError {
         path: PathBuf,
         /// What is there.
         kind: String,
+    },
+    /// It is given twice.
+    #[error("data directory {path} is given twice: each disk of a node has a directory of its own")]
+    Twice {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It belongs to another node than the others of this process.
+    #[error(
+        "data directory {path} belongs to storage node {theirs}, {other} to {ours}: one process serves the directories of one node; \
+         take one of them out of --data-dir"
+    )]
+    OtherOwner {
+        /// The directory.
+        path: PathBuf,
+        /// The directory whose owner was taken for this node.
+        other: PathBuf,
+        /// The name of this node in that directory.
+        ours: String,
+        /// The name in the directory.
+        theirs: String,
+    },
+    /// It is a copy of another one.
+    #[error(
+        "data directory {path} is a copy of {other} (both are disk {disk}): take one of them out of --data-dir, and remove the \
+         copy: it is stale from the first change on"
+    )]
+    Copied {
+        /// The directory.
+        path: PathBuf,
+        /// The other one.
+        other: PathBuf,
+        /// Their common identity.
+        disk: Uuid,
+    },
+    /// It belongs to another cluster than the others of this process.
+    #[error(
+        "data directory {path} belongs to cluster {theirs}, {other} to cluster {ours}: take one of them out of --data-dir"
+    )]
+    Mixed {
+        /// The directory.
+        path: PathBuf,
+        /// The other one.
+        other: PathBuf,
+        /// The cluster of the other one.
+        ours: String,
+        /// The cluster in the directory.
+        theirs: String,
     },
     /// It was written by another version of dfs.
     #[error(
@@ -130,6 +181,30 @@ pub enum DataDirError {
     },
 }
 
+/// What is wrong with a directory that is in use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// It is not there any more, is not the same any more, or is read-only: that does not pass by itself.
+    Gone(String),
+    /// It cannot be written to for lack of space, which is no failure.
+    Full,
+    /// An error that may pass.
+    Error(String),
+}
+
+impl Trouble {
+    fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => Self::Full,
+            Some(libc::EROFS) => Self::Gone("the file system is read-only".into()),
+            Some(libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ENXIO | libc::ESTALE) => {
+                Self::Gone(error.to_string())
+            }
+            _ => Self::Error(error.to_string()),
+        }
+    }
+}
+
 /// The cluster and the number of a node, known after its first registration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Membership {
@@ -146,6 +221,7 @@ pub struct Membership {
 pub struct DataDir {
     path: PathBuf,
     uuid: Uuid,
+    disk: Uuid,
     name: String,
     membership: Option<Membership>,
     _lock: durable::DirLock,
@@ -156,6 +232,8 @@ struct IdentityFile {
     kind: String,
     format: u32,
     node_uuid: String,
+    /// Not there in directories of the first versions.
+    disk_uuid: Option<String>,
     name: String,
     cluster_id: Option<String>,
     node_id: Option<u32>,
@@ -174,19 +252,10 @@ impl DataDir {
     /// # Errors
     /// Why it cannot be used, with what to do.
     pub fn open(path: &Path, name: &str) -> Result<Self, DataDirError> {
-        let failed = |action| move |source| DataDirError::Io { action, path: path.into(), source };
-        durable::create_dir_all(path).map_err(failed("create data directory"))?;
-        check_foreign(path)?;
-        let lock = durable::lock_dir(path).map_err(failed("lock data directory"))?;
-        let lock = lock.ok_or_else(|| DataDirError::Locked { path: path.into() })?;
-        let (uuid, membership) = match read_identity(path)? {
-            Some((uuid, membership)) => (uuid, membership),
-            None => (Uuid::random(), None),
-        };
-        let dir = Self { path: path.into(), uuid, name: name.into(), membership, _lock: lock };
-        dir.stamp(membership)?;
-        crash::point(Point::IdentityStamped);
-        Ok(dir)
+        let claim = Claim::take(path)?;
+        let uuid = claim.stamp.as_ref().map_or_else(Uuid::random, |stamp| stamp.uuid);
+        let membership = claim.stamp.as_ref().and_then(|stamp| stamp.membership);
+        claim.into_dir(uuid, name, membership)
     }
 
     /// The directory.
@@ -199,6 +268,12 @@ impl DataDir {
     #[must_use]
     pub fn uuid(&self) -> Uuid {
         self.uuid
+    }
+
+    /// The directory's own identity for ever.
+    #[must_use]
+    pub fn disk(&self) -> Uuid {
+        self.disk
     }
 
     /// Cluster and number, if the node was registered before.
@@ -222,6 +297,31 @@ impl DataDir {
         let path = self.path.join(METADATA);
         let text: String = addresses.iter().map(|address| format!("{address}\n")).collect();
         durable::write_file(&path, text.as_bytes()).map_err(|source| DataDirError::Io { action: "write", path, source })
+    }
+
+    /// Whether the directory is still the one that was taken into use, and can be written to; with `write` that is tried.
+    ///
+    /// # Errors
+    /// What is wrong: see [`Trouble`].
+    pub fn probe(&self, write: bool) -> Result<(), Trouble> {
+        let path = self.path.join(IDENTITY);
+        let failed = |error: io::Error| Trouble::of(&error);
+        match read_identity(&self.path) {
+            Ok(Some(stamp)) if stamp.disk == Some(self.disk) => {}
+            Ok(Some(_)) => return Err(Trouble::Gone("another disk is in its place".into())),
+            Ok(None) => return Err(Trouble::Gone(format!("{} is not there any more", path.display()))),
+            Err(DataDirError::Io { source, .. }) => return Err(failed(source)),
+            Err(error) => return Err(Trouble::Gone(error.to_string())),
+        }
+        if is_read_only(&self.path).map_err(failed)? {
+            return Err(Trouble::of(&io::Error::from_raw_os_error(libc::EROFS)));
+        }
+        if !write {
+            return Ok(());
+        }
+        let probe = self.path.join(PROBE);
+        fs::write(&probe, self.disk.to_string()).map_err(failed)?;
+        fs::File::open(&probe).and_then(|file| file.sync_all()).map_err(failed)
     }
 
     /// Takes over what a registration said.
@@ -264,6 +364,7 @@ impl DataDir {
             kind: KIND.into(),
             format: FORMAT,
             node_uuid: self.uuid.to_string(),
+            disk_uuid: Some(self.disk.to_string()),
             name: self.name.clone(),
             cluster_id: membership.map(|m| m.cluster.to_string()),
             node_id: membership.map(|m| m.node.0),
@@ -275,6 +376,20 @@ impl DataDir {
         }
         durable::write_file(&path, text.as_bytes()).map_err(|source| DataDirError::Io { action: "write", path, source })
     }
+}
+
+/// Whether the file system of `path` takes no writes.
+fn is_read_only(path: &Path) -> io::Result<bool> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let mut out = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path is a C string and `out` has room for the answer.
+    if unsafe { libc::statvfs(path.as_ptr(), out.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it has filled all of it.
+    let out = unsafe { out.assume_init() };
+    Ok(out.f_flag & libc::ST_RDONLY != 0)
 }
 
 /// Refuses a directory with files but no identity, before anything is written to it.
@@ -292,7 +407,65 @@ fn check_foreign(path: &Path) -> Result<(), DataDirError> {
     Ok(())
 }
 
-fn read_identity(dir: &Path) -> Result<Option<(Uuid, Option<Membership>)>, DataDirError> {
+/// What a stamped directory says of itself.
+#[derive(Debug)]
+pub(crate) struct Stamp {
+    pub(crate) uuid: Uuid,
+    pub(crate) disk: Option<Uuid>,
+    pub(crate) name: String,
+    pub(crate) membership: Option<Membership>,
+}
+
+/// A directory that is locked, with what it says of itself; `None`: it is new. Nothing is written but the lock.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) path: PathBuf,
+    pub(crate) stamp: Option<Stamp>,
+    lock: durable::DirLock,
+}
+
+impl Claim {
+    /// Locks `path`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// Why it cannot be used, with what to do.
+    pub(crate) fn take(path: &Path) -> Result<Self, DataDirError> {
+        let failed = |source| DataDirError::Io { action: "create data directory", path: path.into(), source };
+        durable::create_dir_all(path).map_err(failed)?;
+        Self::take_present(path)
+    }
+
+    /// Locks `path`, which is there.
+    ///
+    /// # Errors
+    /// As [`Claim::take`].
+    pub(crate) fn take_present(path: &Path) -> Result<Self, DataDirError> {
+        let failed = |source| DataDirError::Io { action: "lock data directory", path: path.into(), source };
+        check_foreign(path)?;
+        let lock = durable::lock_dir(path).map_err(failed)?;
+        let lock = lock.ok_or_else(|| DataDirError::Locked { path: path.into() })?;
+        Ok(Self { path: path.into(), stamp: read_identity(path)?, lock })
+    }
+
+    /// Takes the directory into use as one of the node `uuid`.
+    ///
+    /// # Errors
+    /// It cannot be stamped.
+    pub(crate) fn into_dir(
+        self,
+        uuid: Uuid,
+        name: &str,
+        membership: Option<Membership>,
+    ) -> Result<DataDir, DataDirError> {
+        let disk = self.stamp.and_then(|stamp| stamp.disk).unwrap_or_else(Uuid::random);
+        let dir = DataDir { path: self.path, uuid, disk, name: name.into(), membership, _lock: self.lock };
+        dir.stamp(membership)?;
+        crash::point(Point::IdentityStamped);
+        Ok(dir)
+    }
+}
+
+fn read_identity(dir: &Path) -> Result<Option<Stamp>, DataDirError> {
     let path = dir.join(IDENTITY);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -312,6 +485,7 @@ fn read_identity(dir: &Path) -> Result<Option<(Uuid, Option<Membership>)>, DataD
         return Err(DataDirError::Format { path: dir.into(), format: file.format });
     }
     let uuid = file.node_uuid.parse().map_err(|e| damaged(format!("{e}")))?;
+    let disk = file.disk_uuid.map(|text| text.parse()).transpose().map_err(|e| damaged(format!("{e}")))?;
     let membership = match (file.cluster_id, file.node_id) {
         (Some(cluster), Some(node)) => {
             let cluster = cluster.parse().map_err(|e| damaged(format!("{e}")))?;
@@ -320,7 +494,7 @@ fn read_identity(dir: &Path) -> Result<Option<(Uuid, Option<Membership>)>, DataD
         (None, None) => None,
         _ => return Err(damaged("cluster without node or node without cluster".into())),
     };
-    Ok(Some((uuid, membership)))
+    Ok(Some(Stamp { uuid, disk, name: file.name, membership }))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod direct;
 pub mod disk;
 pub mod footer;
 mod listing;
+pub mod quarantine;
 mod shard;
 mod space;
 mod writer;
@@ -92,6 +93,20 @@ impl Page {
     }
 }
 
+/// What a copy turned out to be when it was read in full.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Judged {
+    /// Every block and the SHA-256 match.
+    Whole(ChunkFacts),
+    /// It is not here.
+    Missing,
+    /// It was bad and is in quarantine now.
+    SetAside {
+        /// What was wrong.
+        reason: String,
+    },
+}
+
 /// How a finished write ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Finished {
@@ -146,6 +161,17 @@ pub enum EngineError {
         /// Bytes that may still be used.
         available: u64,
     },
+    /// The disk was taken out.
+    #[error("the disk {path} has failed: {reason}")]
+    DiskFailed {
+        /// The data directory.
+        path: PathBuf,
+        /// Why it was taken out.
+        reason: String,
+    },
+    /// All of them were.
+    #[error("every disk of this node has failed")]
+    NoDisk,
     /// The disk failed.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -176,6 +202,7 @@ impl EngineError {
             Self::Length { .. } => ErrorCode::InvalidArgument,
             Self::Conflict(_) => ErrorCode::AlreadyExists,
             Self::NoSpace { .. } => ErrorCode::NoSpace,
+            Self::DiskFailed { .. } | Self::NoDisk => ErrorCode::Unavailable,
             Self::Io { .. } => ErrorCode::Io,
         }
     }
@@ -201,11 +228,18 @@ pub trait ChunkEngine: Send + Sync + fmt::Debug + 'static {
     /// The disk failed.
     fn contains(&self, id: ChunkId) -> Result<bool, EngineError>;
 
-    /// Reads the whole chunk and checks every block and the SHA-256.
+    /// Reads the whole chunk from the disk, not from the page cache, and checks every block and the SHA-256.
     ///
     /// # Errors
     /// It is missing, corrupt, or the disk failed.
     fn verify(&self, id: ChunkId) -> Result<ChunkFacts, EngineError>;
+
+    /// Reads the whole chunk as [`ChunkEngine::verify`] does, and sets it aside if it is bad. One that is bad is read twice before
+    /// it is believed. One that cannot be read is left where it is, unless `give_up`: then it is bad too.
+    ///
+    /// # Errors
+    /// The disk failed.
+    fn judge(&self, id: ChunkId, give_up: bool) -> Result<Judged, EngineError>;
 
     /// Removes a chunk; `false` if it was not here. The removal may be undone by a crash of the machine, so the caller
     /// repeats what was not confirmed.

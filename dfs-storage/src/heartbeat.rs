@@ -23,11 +23,12 @@ use dfs_common::{
     ChunkId, ErrorCode,
     backoff::{Backoff, Policy},
     crash::{self, Point},
+    disk::{DiskReport, ScrubOrder},
 };
 use dfs_proto::{
     WIRE_VERSION, convert,
     status::RpcError,
-    v1::{HeartbeatResponse, InventoryRequest, RegisterNodeRequest, RegisterNodeResponse},
+    v1::{self, HeartbeatResponse, InventoryRequest, RegisterNodeRequest, RegisterNodeResponse},
 };
 use tokio::{
     sync::mpsc,
@@ -35,11 +36,12 @@ use tokio::{
 };
 
 use crate::{
-    data_dir::{DataDir, DataDirError, Membership},
+    data_dir::{DataDirError, Membership},
     engine::Usage,
     meta_client::MetaClient,
     node::Node,
-    worker::{confirm::Confirms, deletes::Deletes, repair::Repairs},
+    stamps::Stamps,
+    worker::{deletes::Deletes, repair::Repairs},
 };
 use message::Inventory;
 
@@ -83,15 +85,17 @@ pub struct Presentation {
 pub struct Heartbeat {
     node: Arc<Node>,
     meta: Arc<MetaClient>,
-    data_dir: DataDir,
+    stamps: Stamps,
     presentation: Presentation,
     deletes: Deletes,
     repairs: Repairs,
-    confirms: Confirms,
     interval: Duration,
     /// Highest epoch of metadata, and highest term of a leader in it, that answered.
     term: (u64, u64),
     usage: Usage,
+    disks: Vec<DiskReport>,
+    /// Number of the last order about scrubs that was carried out.
+    scrub_order: u64,
     pages: (mpsc::Sender<Inventory>, mpsc::Receiver<Inventory>),
     /// The page that is being read or waits to be taken over: (run, after).
     page_wanted: Option<(u64, Option<ChunkId>)>,
@@ -105,23 +109,23 @@ impl Heartbeat {
     pub fn new(
         node: Arc<Node>,
         meta: Arc<MetaClient>,
-        data_dir: DataDir,
+        stamps: Stamps,
         presentation: Presentation,
         deletes: Deletes,
         repairs: Repairs,
-        confirms: Confirms,
     ) -> Self {
         Self {
             node,
             meta,
-            data_dir,
+            stamps,
             presentation,
             deletes,
             repairs,
-            confirms,
             interval: INTERVAL.1,
             term: (0, 0),
             usage: Usage::default(),
+            disks: vec![],
+            scrub_order: 0,
             pages: mpsc::channel(1),
             page_wanted: None,
             page: None,
@@ -175,9 +179,9 @@ impl Heartbeat {
     }
 
     fn registration(&self) -> RegisterNodeRequest {
-        let cluster = self.data_dir.membership().map(|member| convert::id_bytes(member.cluster.as_bytes()));
+        let cluster = self.stamps.membership().map(|member| convert::id_bytes(member.cluster.as_bytes()));
         RegisterNodeRequest {
-            node_uuid: convert::id_bytes(self.data_dir.uuid().as_bytes()),
+            node_uuid: convert::id_bytes(self.stamps.uuid().as_bytes()),
             cluster_id: cluster.unwrap_or_default(),
             name: self.node.name.clone(),
             address: self.presentation.address.clone(),
@@ -193,7 +197,7 @@ impl Heartbeat {
     fn join(&mut self, membership: Membership, response: &RegisterNodeResponse) -> Result<(), Fatal> {
         crash::point(Point::NodeRegistered);
         // A few bytes, once in the life of a node: not worth a thread.
-        self.data_dir.join(membership)?;
+        self.stamps.join(membership)?;
         self.learn(&response.meta_addresses);
         if self.node.membership.get().is_some_and(|ours| ours.node != membership.node) {
             return Err(Fatal::Renumbered(membership.node));
@@ -251,9 +255,12 @@ impl Heartbeat {
         self.refresh_usage().await;
         let unreachable = self.node.changes.take_unreachable();
         let confirmed = self.node.changes.take_confirmed();
+        let inventory_due = self.node.changes.take_inventory_due();
         let mut request =
             message::heartbeat(&self.node, self.incarnation(), self.usage, &unreachable, self.page.as_ref())?;
         request.confirmed = confirmed.iter().map(|id| convert::id_bytes(id.as_bytes())).collect();
+        request.disks = self.disks.iter().map(Into::into).collect();
+        (request.scrub_order, request.inventory_due) = (self.scrub_order, inventory_due);
         let has_page = request.inventory.is_some();
         if !has_page && self.page.is_some() {
             (self.page, self.page_wanted) = (None, None);
@@ -269,6 +276,9 @@ impl Heartbeat {
         if answer.is_err() {
             // What was confirmed and not told is asked again.
             unreachable.into_iter().for_each(|peer| self.node.changes.keep_unreachable(peer));
+            if inventory_due {
+                self.node.changes.keep_inventory_due();
+            }
         } else if has_page {
             crash::point(Point::InventorySent);
         }
@@ -291,7 +301,7 @@ impl Heartbeat {
     /// Whether who answered is of the metadata that was given up in a restore or rescue: it is left, and nothing it orders is
     /// done, or it would delete what was written since.
     fn is_former(&mut self, epoch: u64) -> bool {
-        let seen = self.data_dir.membership().map_or(0, |member| member.epoch);
+        let seen = self.stamps.membership().map_or(0, |member| member.epoch);
         if epoch >= seen {
             return false;
         }
@@ -309,14 +319,14 @@ impl Heartbeat {
 
     /// Metadata was restored or rescued: it must be asked for this node's number, before anything it orders is done.
     fn is_new_epoch(&self, answer: &HeartbeatResponse) -> bool {
-        self.data_dir.membership().is_some_and(|member| member.epoch < answer.epoch)
+        self.stamps.membership().is_some_and(|member| member.epoch < answer.epoch)
     }
 
     /// The metadata nodes there are now, also for the next start.
     fn learn(&self, addresses: &[String]) {
         // A few bytes, when the membership changes or the node starts.
         if self.meta.learn(addresses)
-            && let Err(error) = self.data_dir.remember_metadata(addresses)
+            && let Err(error) = self.stamps.remember_metadata(addresses)
         {
             tracing::warn!(%error, "the addresses of the metadata nodes are not remembered");
         }
@@ -328,10 +338,26 @@ impl Heartbeat {
         self.node.changes.acknowledged(answer.acked_seq);
         self.deletes.submit(answer.delete.iter().filter_map(|id| convert::chunk_id(id).ok()));
         self.repairs.submit(&answer.repair, answer.repair_streams);
-        self.confirms.submit(answer.confirm.iter().filter_map(|id| convert::chunk_id(id).ok()));
+        self.node.checks.submit(answer.confirm.iter().filter_map(|id| convert::chunk_id(id).ok()));
+        if let Some(order) = answer.scrub {
+            self.order_scrub(order);
+        }
         match answer.inventory {
             Some(request) => self.want_page(&request),
             None => (self.page, self.page_wanted) = (None, None),
+        }
+    }
+
+    /// Carries an order about scrubs out, once, and has metadata hear of it at once.
+    fn order_scrub(&mut self, order: v1::ScrubOrder) {
+        match ScrubOrder::try_from(order) {
+            Ok(order) if order.number == self.scrub_order => {}
+            Ok(order) => {
+                self.node.scrubs.iter().for_each(|scrub| scrub.order(order.verb));
+                self.scrub_order = order.number;
+                self.node.changes.wake();
+            }
+            Err(error) => tracing::warn!(%error, "metadata sent an order that this node does not know"),
         }
     }
 
@@ -370,8 +396,8 @@ impl Heartbeat {
         match &inventory.page {
             Ok(page) => {
                 for id in &page.damaged {
-                    let error = RpcError::new(ErrorCode::Corrupt, format!("chunk {id} has a damaged footer"));
-                    self.node.note_bad_copy(*id, &error);
+                    tracing::warn!(chunk = %id, "a chunk has a damaged footer; it is verified");
+                    self.node.checks.suspect(*id);
                 }
                 self.page = Some(inventory);
             }
@@ -384,8 +410,10 @@ impl Heartbeat {
 
     async fn refresh_usage(&mut self) {
         // A disk that hangs must not silence the node: metadata then hears the last figures.
-        match timeout(USAGE_WAIT, self.node.on_disk(|engine| engine.usage())).await {
-            Ok(Ok(usage)) => self.usage = usage,
+        let scrubs = self.node.scrubs.clone();
+        match timeout(USAGE_WAIT, self.node.on_disk(move |engine| Ok((engine.usage()?, message::disks(&scrubs))))).await
+        {
+            Ok(Ok((usage, disks))) => (self.usage, self.disks) = (usage, disks),
             Ok(Err(error)) => tracing::warn!(%error, "free space is unknown"),
             Err(_) => tracing::debug!("the disk is too busy to ask for free space"),
         }

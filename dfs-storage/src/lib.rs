@@ -5,7 +5,7 @@
 //!            rpc ──────► ingest ──► engine (on the disk pool)
 //!             │             └─────► replicate ──► other nodes
 //!   metadata ◄┤ outbox, heartbeat ◄── changes
-//!        └────► worker (deletes, repairs) ──► engine, replicate
+//!        └────► worker (deletes, repairs, checks), scrub ──► disks, engine, replicate
 //! ```
 
 pub mod budget;
@@ -13,6 +13,8 @@ pub mod buffers;
 pub mod changes;
 pub mod config;
 pub mod data_dir;
+pub mod data_dirs;
+pub mod disks;
 pub mod engine;
 pub mod heartbeat;
 pub mod ingest;
@@ -23,6 +25,8 @@ pub mod peers;
 pub mod pool;
 pub mod replicate;
 pub mod rpc;
+pub mod scrub;
 pub mod server;
+pub mod stamps;
 pub mod worker;
 pub mod writes;

@@ -8,19 +8,26 @@ use std::{
     time::Duration,
 };
 
-use dfs_common::{ChunkId, ErrorCode};
+use dfs_common::{
+    ChunkId, ErrorCode,
+    crash::{self, Point},
+};
 use dfs_proto::status::RpcError;
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     budget::Budgets,
     buffers::BufferPool,
-    changes::Changes,
+    changes::{BadCopy, Changes},
     data_dir::Membership,
+    disks::{Disk, Disks},
     engine::{ChunkEngine, EngineError},
     outbox::Outbox,
     peers::Peers,
     pool::DiskPool,
+    scrub::Scrub,
+    worker::checks::Checks,
     writes::Writes,
 };
 
@@ -83,6 +90,14 @@ pub struct Node {
     pub incarnation: AtomicU64,
     /// The chunks.
     pub engine: Arc<dyn ChunkEngine>,
+    /// The same, disk by disk.
+    pub disks: Arc<Disks>,
+    /// The scrub of each disk, in the same order.
+    pub scrubs: Vec<Arc<Scrub>>,
+    /// Copies to be read in full.
+    pub checks: Checks,
+    /// A copy came into quarantine.
+    pub quarantined: Notify,
     /// Where engine calls run.
     pub disk: DiskPool,
     /// Memory.
@@ -108,21 +123,26 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node over `engine`.
+    /// A node over the disks of `scrubs`.
     #[must_use]
     pub fn new(
         name: String,
-        engine: Arc<dyn ChunkEngine>,
+        scrubs: Vec<Arc<Scrub>>,
         disk: DiskPool,
         memory: usize,
         limits: Limits,
         outbox: Outbox,
     ) -> Self {
+        let disks = Arc::new(Disks::new(scrubs.iter().map(|scrub| scrub.disk().clone()).collect()));
         Self {
             name,
             membership: OnceLock::new(),
             incarnation: AtomicU64::new(0),
-            engine,
+            engine: disks.clone(),
+            disks,
+            scrubs,
+            checks: Checks::default(),
+            quarantined: Notify::new(),
             disk,
             budgets: Budgets::new(memory),
             buffers: BufferPool::new(BUFFERS_KEPT),
@@ -168,16 +188,39 @@ impl Node {
         RpcError::new(error.code(), format!("{}: {error}", self.name))
     }
 
-    /// Notes what a failed read says about the copy here: metadata must know that it is gone or bad.
+    /// Whether a chunk is here, good or bad, and since when it is known to be whole (see [`Scrub::verified_ns`]). Blocks.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn find(&self, id: ChunkId) -> Result<Option<i64>, EngineError> {
+        let Some(disk) = self.disks.holder(id)? else { return Ok(None) };
+        let scrub = self.scrubs.iter().find(|scrub| scrub.disk().id() == disk.id());
+        Ok(Some(scrub.map_or(0, |scrub| scrub.verified_ns(id))))
+    }
+
+    /// Notes what a failed read says about the copy here: metadata must know that it is gone, and one that may be bad is read in
+    /// full.
     pub fn note_bad_copy(&self, id: ChunkId, error: &RpcError) {
         match error.code {
             ErrorCode::ChunkMissing => self.changes.removed(id),
-            ErrorCode::Corrupt => {
-                tracing::error!(chunk = %id, %error, "a copy on this node is corrupt; it is reported for repair");
-                self.outbox.corrupt(id, error.message.clone());
+            ErrorCode::Corrupt | ErrorCode::Io => {
+                tracing::warn!(chunk = %id, %error, "a copy on this node cannot be read; it is verified");
+                self.checks.suspect(id);
             }
             _ => {}
         }
+    }
+
+    /// A bad copy was set aside: metadata hears of it at once, and has it replaced.
+    pub fn copy_set_aside(&self, disk: &Disk, id: ChunkId, reason: String) {
+        crash::point(Point::CopySetAside);
+        let path = disk.path().display().to_string();
+        tracing::warn!(chunk = %id, disk = path, reason, "a corrupt copy was set aside; it is reported for repair");
+        if let Some(scrub) = self.scrubs.iter().find(|scrub| scrub.disk().id() == disk.id()) {
+            scrub.note_bad();
+        }
+        self.changes.set_aside(BadCopy { id, disk: disk.id(), path, reason });
+        self.quarantined.notify_one();
     }
 
     /// Counts a stream until the mark is dropped.

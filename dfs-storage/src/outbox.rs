@@ -1,14 +1,12 @@
-//! Reports to metadata that nobody waits for: copies that came late, results of repairs, corrupt copies.
+//! Reports to metadata that nobody waits for: copies that came late, results of repairs.
 //!
 //! Each kind has a bounded queue and a task that sends it with retries for a while. What is lost when a queue is full or
 //! metadata is away for long is found again otherwise: copies by the heartbeat's differences, repairs by the end of their
-//! lease, corrupt copies by the next reader.
+//! lease.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use dfs_common::ChunkId;
-use dfs_proto::{convert::id_bytes, v1};
+use dfs_proto::v1;
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{meta_client::MetaClient, node::Node};
@@ -27,7 +25,6 @@ const RETRY_FOR: Duration = Duration::from_secs(60);
 pub struct Outbox {
     receipts: mpsc::Sender<v1::ChunkReceipt>,
     repairs: mpsc::Sender<v1::RepairOutcome>,
-    corrupt: mpsc::Sender<(ChunkId, String)>,
 }
 
 /// Where reports are taken from.
@@ -35,7 +32,6 @@ pub struct Outbox {
 pub struct Queues {
     receipts: mpsc::Receiver<v1::ChunkReceipt>,
     repairs: mpsc::Receiver<v1::RepairOutcome>,
-    corrupt: mpsc::Receiver<(ChunkId, String)>,
 }
 
 impl Outbox {
@@ -44,11 +40,7 @@ impl Outbox {
     pub fn new() -> (Self, Queues) {
         let (receipts, receipts_rx) = mpsc::channel(QUEUE);
         let (repairs, repairs_rx) = mpsc::channel(QUEUE);
-        let (corrupt, corrupt_rx) = mpsc::channel(QUEUE);
-        (
-            Self { receipts, repairs, corrupt },
-            Queues { receipts: receipts_rx, repairs: repairs_rx, corrupt: corrupt_rx },
-        )
+        (Self { receipts, repairs }, Queues { receipts: receipts_rx, repairs: repairs_rx })
     }
 
     /// A copy became durable after the upload was answered.
@@ -59,11 +51,6 @@ impl Outbox {
     /// A repair ended.
     pub fn repaired(&self, outcome: v1::RepairOutcome) {
         dropped(self.repairs.try_send(outcome).is_err(), "result of a repair");
-    }
-
-    /// The copy on this node is corrupt.
-    pub fn corrupt(&self, id: ChunkId, reason: String) {
-        dropped(self.corrupt.try_send((id, reason)).is_err(), "report of a corrupt copy");
     }
 }
 
@@ -76,10 +63,9 @@ fn dropped(full: bool, what: &str) {
 impl Queues {
     /// Sends reports until the node stops. Runs as tasks of the node.
     pub fn run(self, node: &Arc<Node>, meta: &Arc<MetaClient>) {
-        let Self { receipts, repairs, corrupt } = self;
+        let Self { receipts, repairs } = self;
         spawn(node, send_receipts(receipts, node.clone(), meta.clone()));
         spawn(node, send_repairs(repairs, node.clone(), meta.clone()));
-        spawn(node, send_corrupt(corrupt, node.clone(), meta.clone()));
     }
 }
 
@@ -132,27 +118,6 @@ async fn send_repairs(mut queue: mpsc::Receiver<v1::RepairOutcome>, node: Arc<No
             .await;
         if let Err(error) = sent {
             tracing::info!(%error, jobs = request.outcomes.len(), "repairs could not be reported; their lease will end");
-        }
-    }
-}
-
-async fn send_corrupt(mut queue: mpsc::Receiver<(ChunkId, String)>, node: Arc<Node>, meta: Arc<MetaClient>) {
-    while let Some((id, reason)) = queue.recv().await {
-        let Ok(member) = node.member() else { continue };
-        let chunk_id: Bytes = id_bytes(id.as_bytes());
-        let sent = meta
-            .call(RETRY_FOR, |mut client| {
-                let request = v1::ReportCorruptionRequest {
-                    chunk_id: chunk_id.clone(),
-                    node_id: member.node.0,
-                    reason: reason.clone(),
-                    missing: false,
-                };
-                async move { client.report_corruption(request).await }
-            })
-            .await;
-        if let Err(error) = sent {
-            tracing::warn!(%error, chunk = %id, "a corrupt copy could not be reported; the next reader will");
         }
     }
 }

@@ -11,13 +11,21 @@ use tokio::sync::Semaphore;
 #[derive(Clone, Debug)]
 pub struct DiskPool {
     permits: Arc<Semaphore>,
+    threads: usize,
 }
 
 impl DiskPool {
     /// A pool of `threads` threads.
     #[must_use]
     pub fn new(threads: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(threads.max(1))) }
+        let threads = threads.max(1);
+        Self { permits: Arc::new(Semaphore::new(threads)), threads }
+    }
+
+    /// The part of its threads that is in use, 0 to 1.
+    #[must_use]
+    pub fn busy(&self) -> f64 {
+        1.0 - self.permits.available_permits() as f64 / self.threads as f64
     }
 
     /// Runs `work`. A caller that goes away does not stop work that has begun.

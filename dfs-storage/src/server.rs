@@ -3,11 +3,12 @@
 use std::{
     io,
     net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use dfs_common::backoff::Policy;
+use dfs_common::{Uuid, backoff::Policy};
 use dfs_proto::{
     status::RpcError,
     transport::{self, Listener},
@@ -20,15 +21,18 @@ use tokio::{
 
 use crate::{
     config::Config,
-    data_dir::{DataDir, DataDirError},
-    engine::{EngineError, disk::DiskEngine},
+    data_dir::{DataDirError, Membership},
+    data_dirs::DataDirs,
+    disks::{Disk, Limits as DiskLimits},
     heartbeat::{Fatal, Heartbeat, Presentation},
     meta_client::MetaClient,
     node::{Limits, Node},
     outbox::Outbox,
     pool::DiskPool,
     rpc,
-    worker::{confirm::Confirms, deletes::Deletes, repair::Repairs},
+    scrub::{self, Scrub},
+    stamps::Stamps,
+    worker::{deletes::Deletes, disks, quarantine, repair::Repairs},
 };
 
 /// Time for requests in work when the process is asked to end.
@@ -43,9 +47,9 @@ pub enum ServerError {
     /// The data directory.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    /// The chunks in it.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
+    /// The chunks in them.
+    #[error("no data directory can be used: {0}")]
+    NoDisk(String),
     /// The listen address.
     #[error("cannot listen on {address}: {source}; is another process using it? choose another with --listen")]
     Listen {
@@ -88,14 +92,10 @@ impl Server {
         // The port comes first: a second process with the same settings must not touch anything.
         // It listens only when it can serve, so that nobody waits for it while chunks are counted.
         let reserved = transport::reserve(config.listen).map_err(failed)?;
-        let (data_dir, engine) = {
+        let Opened { uuid, membership, scrubs } = {
             let config = config.clone();
             dfs_proto::machine::spawn_blocking(move || open(&config)).await.expect("opening does not panic")?
         };
-        let remembered = data_dir.metadata();
-        if !remembered.is_empty() {
-            meta.learn(&remembered);
-        }
         let listener = reserved.listen().await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let (outbox, queues) = Outbox::new();
@@ -107,8 +107,13 @@ impl Server {
         };
         let disk = DiskPool::new(config.blocking_threads.into());
         let memory = usize::try_from(config.memory.0).expect("64-bit machines only");
-        let node = Arc::new(Node::new(config.name.clone(), Arc::new(engine), disk, memory, limits, outbox));
-        if let Some(membership) = data_dir.membership() {
+        let node = Arc::new(Node::new(config.name.clone(), scrubs, disk, memory, limits, outbox));
+        let stamps = Stamps::new(uuid, membership, node.disks.clone());
+        let remembered = stamps.metadata();
+        if !remembered.is_empty() {
+            meta.learn(&remembered);
+        }
+        if let Some(membership) = membership {
             let _ = node.membership.set(membership);
         }
         let meta = Arc::new(meta);
@@ -116,9 +121,15 @@ impl Server {
         let presentation = Presentation { address: advertised(config, address), rack: config.rack.clone() };
         let deletes = Deletes::start(&node);
         let repairs = Repairs::new(node.clone(), config.repair_streams.into());
-        let confirms = Confirms::start(&node);
-        let heartbeat = Heartbeat::new(node.clone(), meta.clone(), data_dir, presentation, deletes, repairs, confirms);
-        tracing::info!(name = %config.name, %address, dir = %config.data_dir.display(), "storage node serves");
+        node.checks.start(&node);
+        for scrub in &node.scrubs {
+            scrub.start(&node);
+            disks::start(&node, scrub, uuid);
+        }
+        let limits = quarantine::Limits { keep: config.quarantine_keep.0, bytes: config.quarantine_size.0 };
+        quarantine::start(&node, &meta, limits);
+        let heartbeat = Heartbeat::new(node.clone(), meta.clone(), stamps, presentation, deletes, repairs);
+        tracing::info!(name = %config.name, %address, disks = config.data_dir.len(), first = %config.data_dir[0].display(), "storage node serves");
         Ok(Self { serving: serve(&node, listener), heartbeat: beat(&node, heartbeat), node, meta, address })
     }
 
@@ -187,11 +198,32 @@ impl Server {
     }
 }
 
-fn open(config: &Config) -> Result<(DataDir, DiskEngine), ServerError> {
-    let data_dir = DataDir::open(&config.data_dir, &config.name)?;
-    let engine =
-        DiskEngine::open(data_dir.path(), config.capacity.map(|size| size.0), config.reserve.map(|size| size.0))?;
-    Ok((data_dir, engine))
+/// What the data directories hold.
+struct Opened {
+    uuid: Uuid,
+    membership: Option<Membership>,
+    scrubs: Vec<Arc<Scrub>>,
+}
+
+fn open(config: &Config) -> Result<Opened, ServerError> {
+    let DataDirs { uuid, membership, dirs, .. } = DataDirs::open(&config.data_dir, &config.name)?;
+    let interval = config.scrub_interval.0;
+    let settings = scrub::Settings {
+        interval: (!interval.is_zero()).then_some(interval),
+        tranquility: f64::from(config.scrub_tranquility),
+    };
+    let devices: Vec<Option<u64>> = dirs.iter().map(|(path, _)| Some(std::fs::metadata(path).ok()?.dev())).collect();
+    let (capacity, reserve) = (config.capacity.map(|size| size.0), config.reserve.map(|size| size.0));
+    let mut scrubs = Vec::with_capacity(dirs.len());
+    for ((path, dir), device) in dirs.into_iter().zip(&devices) {
+        let share = devices.iter().filter(|other| other.is_some() && *other == device).count() as u64;
+        let disk = Disk::open(path, dir, DiskLimits { capacity, reserve, share });
+        scrubs.push(Arc::new(Scrub::open(Arc::new(disk), settings)));
+    }
+    match scrubs.iter().find_map(|scrub| scrub.disk().failure()) {
+        Some(reason) if scrubs.iter().all(|scrub| scrub.disk().failure().is_some()) => Err(ServerError::NoDisk(reason)),
+        _ => Ok(Opened { uuid, membership, scrubs }),
+    }
 }
 
 /// With `--listen ...:0` the system chose the port.

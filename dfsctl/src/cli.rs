@@ -6,7 +6,10 @@ use clap::{Args, Parser, Subcommand};
 use dfs_client::config::ClientArgs;
 
 use crate::{
-    cmd::{change, clone, cluster, dev, events, explain, fsck, meta, mount, namespace, repair, transfer, trash, wait},
+    cmd::{
+        change, clone, cluster, dev, events, explain, fsck, meta, mount, namespace, repair, scrub, transfer, trash,
+        wait,
+    },
     exit,
 };
 
@@ -108,6 +111,8 @@ pub enum Verb {
     Mount(mount::Mount),
     /// Watch and steer how lost copies are replaced
     Repair(repair::Repair),
+    /// Watch and steer how stored bytes are verified
+    Scrub(scrub::Scrub),
     /// Run a whole cluster on this machine
     Dev(dev::Dev),
 }

@@ -11,6 +11,7 @@ pub mod meta;
 pub mod mount;
 pub mod namespace;
 pub mod repair;
+pub mod scrub;
 pub mod transfer;
 pub mod trash;
 pub mod wait;
@@ -51,6 +52,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Meta(args) => meta::run(&context, &args),
         Verb::Mount(args) => mount::run(&context, &args),
         Verb::Repair(args) => repair::run(&context, &args),
+        Verb::Scrub(args) => scrub::run(&context, &args),
         Verb::Dev(args) => dev::run(&context, args),
     }
 }

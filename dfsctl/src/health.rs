@@ -107,6 +107,44 @@ pub struct Node {
     pub since_ns: i64,
     /// What its loss would cost.
     pub if_it_fails: Cost,
+    /// Its data directories, as it last said; empty until the leader has heard from it.
+    pub disks: Vec<Disk>,
+}
+
+/// One data directory of a storage node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Disk {
+    /// Kept in the directory; hexadecimal.
+    pub disk_id: String,
+    /// The directory.
+    pub path: String,
+    /// It was taken out.
+    pub failed: bool,
+    /// Why; empty if it works.
+    pub reason: String,
+    /// Bytes it can hold.
+    pub capacity_bytes: u64,
+    /// Bytes it holds.
+    pub used_bytes: u64,
+    /// Chunks it holds.
+    pub chunk_count: u64,
+    /// Bad copies set aside on it.
+    pub quarantined_copies: u64,
+}
+
+impl From<v1::DiskReport> for Disk {
+    fn from(wire: v1::DiskReport) -> Self {
+        Self {
+            disk_id: hex(&wire.disk_id),
+            path: wire.path,
+            failed: wire.failed,
+            reason: wire.reason,
+            capacity_bytes: wire.capacity_bytes,
+            used_bytes: wire.used_bytes,
+            chunk_count: wire.chunk_count,
+            quarantined_copies: wire.quarantined_copies,
+        }
+    }
 }
 
 /// Chunks of files with so many live copies.
@@ -326,6 +364,10 @@ impl Status {
 
     fn find_remarks(&self) -> Vec<String> {
         let mut remarks = vec![];
+        for node in self.nodes.iter().filter(|node| node.serves()) {
+            let failed = node.disks.iter().filter(|disk| disk.failed);
+            remarks.extend(failed.map(|disk| format!("{}: disk {} has failed: {}", node.name, disk.path, disk.reason)));
+        }
         for node in self.nodes.iter().filter(|node| node.state == "dead") {
             remarks.push(format!("{} is dead{}: silent for {}", node.name, node.since(), seconds(node.silent_ms)));
         }
@@ -499,6 +541,7 @@ impl Node {
             chunk_count: wire.chunk_count,
             silent_ms: wire.silent_ms,
             since_ns: wire.since_ns,
+            disks: wire.disks.into_iter().map(Disk::from).collect(),
             if_it_fails: Cost {
                 lost_chunks: wire.if_lost.unwrap_or_default().chunks,
                 lost_bytes: wire.if_lost.unwrap_or_default().bytes,

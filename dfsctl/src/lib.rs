@@ -154,6 +154,10 @@ mod tests {
             "repair limits",
             "repair limits --streams 2 --total 20 --rate 100M",
             "repair limits --rate 0",
+            "scrub status --json",
+            "scrub start storage-1 2",
+            "scrub pause",
+            "scrub resume 3",
             "dev up -m 3 -s 4 --dir D --mount M --replication 3 --heartbeat 1s --suspect 2s --dead 5s --capacity 1G",
             "dev up --meta-arg --raft-heartbeat=50ms --storage-arg --rack=r --mount-opt allow_other",
             "dev status --json",
@@ -175,6 +179,7 @@ mod tests {
             "mv /a",
             "repair limits --streams 0",
             "repair",
+            "scrub",
         ] {
             assert!(parse(&line.split(' ').collect::<Vec<_>>()).is_err(), "{line}");
         }

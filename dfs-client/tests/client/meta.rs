@@ -528,6 +528,12 @@ impl AdminService for Service {
     async fn set_repair_limits(&self, _: Request<v1::SetRepairLimitsRequest>) -> Answer<v1::SetRepairLimitsResponse> {
         unsupported()
     }
+    async fn scrub_status(&self, _: Request<v1::ScrubStatusRequest>) -> Answer<v1::ScrubStatusResponse> {
+        unsupported()
+    }
+    async fn order_scrub(&self, _: Request<v1::OrderScrubRequest>) -> Answer<v1::OrderScrubResponse> {
+        unsupported()
+    }
     async fn file_writers(&self, _: Request<v1::FileWritersRequest>) -> Answer<v1::FileWritersResponse> {
         unsupported()
     }

@@ -204,7 +204,7 @@ impl StorageService for Service {
         self.enter().await;
         let chunks = lock(&self.disk.chunks);
         let present = request.into_inner().chunk_ids.iter().map(|id| chunks.contains_key(id)).collect();
-        Ok(Response::new(v1::StatChunksResponse { present }))
+        Ok(Response::new(v1::StatChunksResponse { present, ..Default::default() }))
     }
 
     async fn node_status(&self, _: Request<v1::NodeStatusRequest>) -> Result<Response<v1::NodeStatusResponse>, Status> {

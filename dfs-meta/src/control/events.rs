@@ -18,7 +18,7 @@ use crate::fsm::{Command, Fact};
 /// Least time between two entries of events.
 const ENTRY_GAP: Duration = Duration::from_secs(1);
 /// Different facts that wait for the next entry; more are counted only.
-const WAITING_MAX: usize = 64;
+const WAITING_MAX: usize = 256;
 /// Progress is reported when nothing was added for so long,
 const PROGRESS_IDLE: Duration = Duration::from_secs(1);
 /// or when it began so long ago.
@@ -153,8 +153,9 @@ mod tests {
 
     use super::*;
 
-    fn bad(n: u8) -> Fact {
-        Fact::CopyCorrupt { chunk: ChunkId([n; 32]), node: NodeId(1), reason: "test".into(), last: false }
+    fn bad(n: u16) -> Fact {
+        let chunk = ChunkId(std::array::from_fn(|at| n.to_be_bytes()[at % 2]));
+        Fact::CopyCorrupt { chunk, node: NodeId(1), reason: "test".into(), last: false }
     }
 
     fn progress(live: u32, at_ns: i64) -> Fact {
@@ -169,13 +170,13 @@ mod tests {
         gatherer.push(bad(1), t0);
         assert_eq!(gatherer.due(), Some(t0));
         assert_eq!(gatherer.take(t0), [bad(1)]);
-        for n in 0..200 {
+        for n in 0..600_u16 {
             gatherer.push(bad(n), t0 + Duration::from_millis(5));
         }
         assert_eq!(gatherer.due(), Some(t0 + ENTRY_GAP));
         let facts = gatherer.take(t0 + ENTRY_GAP);
         assert_eq!(facts.len(), WAITING_MAX + 1);
-        assert_eq!(facts.last(), Some(&Fact::EventsDropped { events: 200 - WAITING_MAX as u64 }));
+        assert_eq!(facts.last(), Some(&Fact::EventsDropped { events: 600 - WAITING_MAX as u64 }));
         assert_eq!(gatherer.due(), None);
     }
 

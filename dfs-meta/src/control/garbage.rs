@@ -132,9 +132,6 @@ impl Default for UnknownChunks {
     }
 }
 
-/// Stands for the version of a copy that cannot say it: a bad copy, which is never taken into the record.
-pub(super) const UNREADABLE: FileId = FileId([0; 16]);
-
 /// An unknown chunk that is due to be looked up again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Due {

@@ -16,6 +16,7 @@ use std::{
 use dfs_common::{
     ChunkId, ErrorCode, NodeId, Uuid,
     crash::{self, Point},
+    disk::{DiskNotice, DiskReport, ScrubOrder},
     node::NodeState,
 };
 use dfs_proto::status::RpcError;
@@ -23,6 +24,7 @@ use dfs_proto::status::RpcError;
 use super::{
     Handle,
     detector::Accuser,
+    disks::Quarantined,
     inventory::{self, Held, Page},
     repair::Job,
     soft::{Report, Soft},
@@ -88,6 +90,16 @@ pub struct Heartbeat {
     pub page: Option<Page>,
     /// Copies that it was asked to confirm, read and found whole.
     pub confirmed: Vec<ChunkId>,
+    /// Bad copies that it has set aside.
+    pub quarantined: Vec<Quarantined>,
+    /// What happened to its disks.
+    pub notices: Vec<DiskNotice>,
+    /// How its disks are.
+    pub disks: Vec<DiskReport>,
+    /// The last order about scrubs that it has carried out.
+    pub scrub_order: u64,
+    /// Its inventory has changed in a way that no difference tells.
+    pub inventory_due: bool,
 }
 
 /// The answer to a heartbeat.
@@ -105,6 +117,8 @@ pub struct Orders {
     pub streams: u32,
     /// Copies to read and confirm.
     pub confirm: Vec<ChunkId>,
+    /// About its scrubs.
+    pub scrub: Option<ScrubOrder>,
     /// Page of the inventory to send.
     pub inventory: Option<inventory::Request>,
     /// More deletions wait than fit.
@@ -209,6 +223,7 @@ impl Handle {
         self.note_report(&beat)?;
         self.judge(beat.node).await?;
         self.take_difference(&beat).await?;
+        self.take_disks(beat.node, beat.quarantined, beat.notices).await?;
         self.take_confirmed(beat.node, &beat.confirmed).await?;
         if let Some(page) = beat.page {
             self.take_page(beat.node, page).await?;
@@ -253,6 +268,10 @@ impl Handle {
         self.lead(|soft, now| {
             self.note_space(soft, node, capacity_bytes, used_bytes);
             soft.heard(node, Report { capacity_bytes, used_bytes, chunk_count, active_streams }, now);
+            soft.disks.heard(node, beat.disks.clone(), beat.scrub_order);
+            if beat.inventory_due {
+                soft.inventories.restart(node, now);
+            }
             accused.iter().for_each(|peer| soft.detector.accuse(*peer, Accuser::Node(node), now));
         })
     }
@@ -303,6 +322,7 @@ impl Handle {
         self.lead(|soft, _| {
             for chunk in beat.removed.iter().chain(&beat.deleted) {
                 soft.unknown.forget(node, *chunk);
+                soft.checks.settle(node, *chunk);
                 if soft.evictions.remove(&(node, *chunk)).is_some() {
                     soft.planner.trust(*chunk, node);
                 }
@@ -359,7 +379,7 @@ impl Handle {
         result
     }
 
-    async fn lose(&self, node: NodeId, chunks: Vec<ChunkId>, why: &str) -> Result<(), RpcError> {
+    pub(super) async fn lose(&self, node: NodeId, chunks: Vec<ChunkId>, why: &str) -> Result<(), RpcError> {
         if chunks.is_empty() {
             return Ok(());
         }
@@ -384,7 +404,14 @@ impl Handle {
         if chunks.is_empty() {
             return Ok(());
         }
-        let ready = self.lead(|soft, _| soft.trimmer.confirmed(node, chunks))?;
+        let ready = self.lead(|soft, _| {
+            for chunk in chunks {
+                if let Some(reason) = soft.checks.settle(node, *chunk) {
+                    tracing::info!(%chunk, %node, reason, "a copy that was reported as bad is whole");
+                }
+            }
+            soft.trimmer.confirmed(node, chunks)
+        })?;
         let mut by_victim: BTreeMap<NodeId, Vec<ChunkId>> = BTreeMap::new();
         self.inner.raft.peek(|state| {
             for Ready { chunk, victim, .. } in ready.iter().filter(|ready| is_still_excessive(state, ready)) {
@@ -450,8 +477,10 @@ impl Handle {
                     .collect();
                 let recorded = |after| state.chunks_on(node, after).take(limit as usize).collect();
                 let inventory = soft.inventories.request(node, now, limit, recorded);
-                let (streams, confirm) = (soft.planner.streams(), soft.trimmer.asks(node));
-                Orders { delete, repair, streams, confirm, inventory, more, term, ..Orders::default() }
+                let (streams, mut confirm) = (soft.planner.streams(), soft.trimmer.asks(node));
+                confirm.extend(soft.checks.asks(node));
+                let scrub = soft.disks.order(node);
+                Orders { delete, repair, streams, confirm, scrub, inventory, more, term, ..Orders::default() }
             })
         })
     }

@@ -3,11 +3,10 @@
 use dfs_common::{
     ChunkId, ErrorCode, NodeId,
     crash::{self, Point},
-    node::NodeState,
 };
 use dfs_proto::status::RpcError;
 
-use super::{Handle, garbage::UNREADABLE, repair::Cause, unix_now_ns};
+use super::{Handle, repair::Cause, unix_now_ns};
 use crate::fsm::{Command, Fact, Receipt, Reply};
 
 /// Outcome of a repair job as its source reports it.
@@ -83,8 +82,10 @@ impl Handle {
             match failure {
                 None => {}
                 Some(Cause { code: ErrorCode::ChunkMissing, .. }) => {
-                    let reason = "no source of a repair".into();
-                    self.bad_copy(BadCopy { chunk: *chunk, node: source, reason, missing: true }).await?;
+                    let recorded = |c: &crate::fsm::Chunk| c.replicas.contains(&source);
+                    if self.inner.raft.peek(|state| state.chunk(*chunk).is_some_and(recorded)) {
+                        self.lose(source, vec![*chunk], "it has nothing to copy for a repair").await?;
+                    }
                 }
                 Some(Cause { code, message }) => {
                     tracing::info!(%chunk, %source, %target, %code, message, "repair failed, it is tried again");
@@ -102,68 +103,20 @@ impl Handle {
         Ok(())
     }
 
-    /// A copy is bad or missing. It leaves the record, so that repair replaces it, unless it is the last live one.
+    /// Somebody could not use a copy. Its node is asked to read it in full; only what the node then says changes the record.
     ///
     /// # Errors
-    /// What [`crate::raft::Handle::read`] and [`crate::raft::Handle::propose`] say.
+    /// What [`crate::raft::Handle::read`] says.
     pub async fn bad_copy(&self, bad: BadCopy) -> Result<(), RpcError> {
         let BadCopy { chunk, node, reason, missing } = bad;
-        let others = self
-            .inner
-            .raft
-            .read(|state| {
-                let recorded = state.chunk(chunk).filter(|c| c.replicas.contains(&node))?;
-                let lives = |id: &&NodeId| {
-                    state.node(**id).is_some_and(|n| !matches!(n.state, NodeState::Dead | NodeState::Decommissioned))
-                };
-                Some(recorded.replicas.iter().filter(|id| **id != node).filter(lives).count())
-            })
-            .await?;
-        match others {
-            // Reported before, or by somebody with an old layout.
-            None if missing => return Ok(()),
-            None => return self.bad_and_unrecorded(chunk, node),
-            Some(0) => {
-                self.record_event(Fact::CopyCorrupt { chunk, node, reason: reason.clone(), last: true });
-                tracing::error!(%chunk, %node, reason, missing, "the last live copy of a chunk is bad, it is kept");
-                return Ok(());
+        let is_recorded = |c: &crate::fsm::Chunk| c.replicas.contains(&node);
+        // What is not recorded was reported before, or by somebody with an old layout.
+        if self.inner.raft.read(|state| state.chunk(chunk).is_some_and(is_recorded)).await? {
+            let is_news = self.lead(|soft, now| soft.checks.report(node, chunk, &reason, now))?;
+            if is_news {
+                tracing::info!(%chunk, %node, reason, missing, "a copy was reported as bad; its node is asked");
             }
-            Some(_) => tracing::warn!(%chunk, %node, reason, missing, "a copy of a chunk is bad, it is replaced"),
         }
-        if missing {
-            self.record_event(Fact::CopiesLost { node, copies: 1, reason: reason.clone() });
-        } else {
-            self.record_event(Fact::CopyCorrupt { chunk, node, reason: reason.clone(), last: false });
-        }
-        let quorum = self.inner.raft.peek(|state| state.settings().write_quorum);
-        self.lead(|soft, now| {
-            if !missing {
-                soft.evict(node, chunk, quorum);
-                soft.planner.distrust(chunk, node, &reason, now);
-            }
-            soft.planner.lost(&[chunk], now);
-            soft.trimmer.forget_all(&[chunk]);
-            soft.unknown.forget(node, chunk);
-        })?;
-        self.apply(Command::ReplicasLost { node, chunks: vec![chunk] }).await?;
-        crash::point(Point::BadCopyDropped);
-        // It is replaced from now on, not from the next round on.
-        self.inner.finished.notify_one();
         Ok(())
-    }
-
-    /// A bad copy that the record does not have is to be deleted all the same: the order was lost with a leader, or no version
-    /// lists the chunk any more. Its footer may be what is bad, so that the node cannot list it among what it holds, and nobody
-    /// but whoever reports it knows of it.
-    fn bad_and_unrecorded(&self, chunk: ChunkId, node: NodeId) -> Result<(), RpcError> {
-        let (is_known, quorum) =
-            self.inner.raft.peek(|state| (state.chunk(chunk).is_some(), state.settings().write_quorum));
-        self.lead(|soft, now| {
-            if is_known {
-                soft.evict(node, chunk, quorum);
-            } else {
-                soft.unknown.note(node, chunk, UNREADABLE, now);
-            }
-        })
     }
 }

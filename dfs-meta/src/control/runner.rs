@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Handle,
-    garbage::{self, Due, Gate, Pinned, UNREADABLE},
+    garbage::{self, Due, Gate, Pinned},
     repair::{self, Need, Verdict, Wanted},
     soft::Soft,
     unix_now_ns,
@@ -100,7 +100,7 @@ impl Handle {
             return Ok(());
         }
         let nodes: Vec<Node> = self.inner.raft.peek(|state| state.nodes().cloned().collect());
-        self.lead(|soft, _| soft.settle(&nodes, self.settings()))?;
+        self.lead(|soft, now| soft.settle(&nodes, self.settings(), now))?;
         for node in &nodes {
             self.judge(node.id).await?;
         }
@@ -336,8 +336,6 @@ impl Handle {
             for due in due {
                 match state.chunk(due.chunk) {
                     Some(chunk) if chunk.replicas.contains(&due.node) => settled.push((due.node, due.chunk)),
-                    // A bad copy: the next report finds the chunk in the record and has the copy evicted.
-                    Some(_) if due.file == UNREADABLE => settled.push((due.node, due.chunk)),
                     Some(_) => found.push((due.chunk, due.node)),
                     None if state.is_doomed(due.node, due.chunk) => settled.push((due.node, due.chunk)),
                     None if due.overdue && !kept && state.pending(due.file).is_none() => doom.push(due),

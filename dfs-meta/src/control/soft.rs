@@ -11,7 +11,9 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use super::{
     NodeFigures,
+    checks::Checks,
     detector::{Detector, Timing},
+    disks::Disks,
     garbage::{Pinned, UnknownChunks},
     inventory::{self, Inventories},
     locks::SessionLocks,
@@ -62,6 +64,9 @@ pub(super) struct Soft {
     pub(super) reports: HashMap<NodeId, Report>,
     /// Nodes that were nearly full when they last reported.
     pub(super) low_on_space: BTreeSet<NodeId>,
+    pub(super) disks: Disks,
+    /// Copies that somebody reported as bad and that their nodes are to look at.
+    pub(super) checks: Checks,
     /// Bad and superfluous copies that left the record, to be deleted while this many live ones are recorded.
     pub(super) evictions: BTreeMap<(NodeId, ChunkId), u32>,
     pub(super) cursors: Cursors,
@@ -90,6 +95,8 @@ impl Soft {
             inventories: Inventories::new(term << 32),
             reports: HashMap::new(),
             low_on_space: BTreeSet::new(),
+            disks: Disks::default(),
+            checks: Checks::default(),
             evictions: BTreeMap::new(),
             cursors: Cursors::default(),
             pinned: Pinned::default(),
@@ -178,7 +185,7 @@ impl Soft {
     }
 
     /// Wants a first inventory of each node, at leisure, and forgets nodes that are gone.
-    pub(super) fn settle(&mut self, nodes: &[Node], settings: &Settings) {
+    pub(super) fn settle(&mut self, nodes: &[Node], settings: &Settings, now: Instant) {
         for node in nodes {
             self.inventories.want(node.id, inventory::first_due(self.since, settings.inventory_delay, node.id));
         }
@@ -187,5 +194,7 @@ impl Soft {
         self.inventories.retain(known);
         self.reports.retain(|id, _| known(*id));
         self.low_on_space.retain(|id| known(*id));
+        self.disks.retain(known);
+        self.checks.expire(now);
     }
 }

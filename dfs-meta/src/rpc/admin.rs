@@ -1,6 +1,6 @@
 //! What the administrator asks. All figures are kept, none is counted here.
 
-use dfs_common::{ErrorCode, FileId, InodeId, NodeId};
+use dfs_common::{ErrorCode, FileId, InodeId, NodeId, disk::DiskReport};
 use dfs_proto::{
     convert::{id_bytes, state_to_wire},
     status::RpcError,
@@ -32,6 +32,7 @@ impl Service {
             })
             .await?;
         let figures = self.control.figures(&nodes)?;
+        let disks = self.control.disks(&nodes)?;
         let members = self.raft.members();
         let leader = members.iter().find(|m| m.leader).map(|m| m.member.name.clone()).unwrap_or_default();
         let tunables = self.control.settings();
@@ -45,7 +46,12 @@ impl Service {
             cluster_id: cluster_id.map(|id| id_bytes(id.as_bytes())).unwrap_or_default(),
             leader,
             members: members.into_iter().map(member_to_wire).collect(),
-            nodes: nodes.iter().zip(figures).zip(risks).map(|((node, f), risk)| node_to_wire(node, f, risk)).collect(),
+            nodes: nodes
+                .iter()
+                .zip(figures)
+                .zip(risks.into_iter().zip(disks))
+                .map(|((node, figures), (risk, disks))| node_to_wire(node, figures, risk, &disks))
+                .collect(),
             chunks: Some(chunks_to_wire(counters)),
             inodes: counters.inodes,
             sessions: counters.sessions,
@@ -158,7 +164,7 @@ fn member_to_wire(status: MemberStatus) -> v1::MetaMember {
     }
 }
 
-fn node_to_wire(node: &Node, figures: NodeFigures, risk: Risk) -> v1::NodeStatus {
+fn node_to_wire(node: &Node, figures: NodeFigures, risk: Risk, disks: &[DiskReport]) -> v1::NodeStatus {
     v1::NodeStatus {
         node_id: node.id.0,
         name: node.name.clone(),
@@ -173,6 +179,7 @@ fn node_to_wire(node: &Node, figures: NodeFigures, risk: Risk) -> v1::NodeStatus
         since_ns: node.since_ns,
         if_lost: Some(figure_to_wire(risk.lost)),
         if_endangered: Some(figure_to_wire(risk.endangered)),
+        disks: disks.iter().map(Into::into).collect(),
     }
 }
 

@@ -1,10 +1,10 @@
 //! Storage nodes: registration, heartbeats, receipts, results of repairs.
 
 use bytes::Bytes;
-use dfs_common::{ChunkId, ErrorCode, NodeId, Uuid, layout::CHUNK_SIZE_MAX};
+use dfs_common::{ChunkId, ErrorCode, NodeId, Uuid, disk::DiskReport, layout::CHUNK_SIZE_MAX};
 use dfs_proto::{
     WIRE_VERSION,
-    convert::{self, id_bytes},
+    convert::{self, disk::clean, id_bytes},
     status::RpcError,
     transport::check_address,
     v1,
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     control::{
+        disks::Quarantined,
         heartbeat::{Heartbeat, Orders, Registration},
         inventory::{Held, Page},
         repair::Cause,
@@ -30,6 +31,8 @@ const TEXT_MAX: usize = 255;
 const REPLICAS_MAX: usize = 16;
 /// Longest message of a failed repair that is kept, characters.
 const MESSAGE_MAX: usize = 512;
+/// Disks of one node.
+const DISKS_MAX: usize = 256;
 /// Outcomes in one report of a source.
 const OUTCOMES_MAX: usize = 4096;
 
@@ -126,6 +129,7 @@ impl Service {
             leader_term: orders.term,
             confirm: orders.confirm.iter().map(|chunk| id_bytes(chunk.as_bytes())).collect(),
             repair_streams: orders.streams,
+            scrub: orders.scrub.map(Into::into),
             epoch: self.raft.epoch(),
             meta_addresses: self.raft.voter_addresses(),
         }
@@ -172,7 +176,23 @@ fn heartbeat(request: v1::HeartbeatRequest) -> Result<Heartbeat, RpcError> {
         seq: request.inventory_seq,
         page,
         confirmed: chunk_ids(&request.confirmed)?,
+        quarantined: request.quarantined.into_iter().map(quarantined).collect::<Result<_, _>>()?,
+        notices: request.notices.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        disks: disks(request.disks)?,
+        scrub_order: request.scrub_order,
+        inventory_due: request.inventory_due,
     })
+}
+
+fn quarantined(wire: v1::QuarantinedCopy) -> Result<Quarantined, RpcError> {
+    Ok(Quarantined { chunk: convert::chunk_id(&wire.chunk_id)?, disk: clean(&wire.disk), reason: clean(&wire.reason) })
+}
+
+fn disks(wire: Vec<v1::DiskReport>) -> Result<Vec<DiskReport>, RpcError> {
+    if wire.len() > DISKS_MAX {
+        return Err(invalid(format!("a node with {} disks, at most {DISKS_MAX}", wire.len())));
+    }
+    wire.into_iter().map(TryInto::try_into).collect()
 }
 
 fn held(wire: Vec<v1::HeldChunk>) -> Result<Vec<Held>, RpcError> {

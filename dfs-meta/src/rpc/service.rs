@@ -76,6 +76,8 @@ impl AdminService for Service {
         repair_queue(RepairQueueRequest) -> RepairQueueResponse => handle_repair_queue;
         repair_now(RepairNowRequest) -> RepairNowResponse => handle_repair_now;
         set_repair_limits(SetRepairLimitsRequest) -> SetRepairLimitsResponse => handle_set_repair_limits;
+        scrub_status(ScrubStatusRequest) -> ScrubStatusResponse => handle_scrub_status;
+        order_scrub(OrderScrubRequest) -> OrderScrubResponse => handle_order_scrub;
         remove_meta_node(RemoveMetaNodeRequest) -> RemoveMetaNodeResponse => handle_remove_meta_node;
         transfer_leader(TransferLeaderRequest) -> TransferLeaderResponse => handle_transfer_leader;
         finish_restore(FinishRestoreRequest) -> FinishRestoreResponse => handle_finish_restore;

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/chunks/xx/0y/<id>.chunk    complete, durable chunks
 //! DIR/tmp/<id>-<random>          chunks being written; emptied at start
+//! DIR/quarantine/                bad copies, see engine::quarantine
 //! ```
 //!
 //! Lock order: a stripe (by chunk) before the cache of open chunks. A stripe is held over check and rename, over unlink and
@@ -13,7 +14,10 @@ use std::{
     fs::{self, File},
     io,
     num::NonZeroUsize,
-    os::unix::fs::FileExt as _,
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -23,10 +27,11 @@ use lru::LruCache;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    ChunkEngine, ChunkFacts, ChunkWriter, EngineError, Finished, Page, StoredChunk, Usage,
+    ChunkEngine, ChunkFacts, ChunkWriter, EngineError, Finished, Judged, Page, StoredChunk, Usage,
     direct::Buffers,
     footer::{self, FooterError, TRAILER_BYTES},
     listing,
+    quarantine::{Quarantine, SetAside},
     shard::Shards,
     space::Space,
     writer::DiskWriter,
@@ -40,6 +45,8 @@ const TAIL_BYTES: usize = 4 * 128 + TRAILER_BYTES;
 /// Bytes read at once when a whole chunk is checked.
 const VERIFY_BYTES: usize = 1 << 20;
 const STRIPES: usize = 64;
+/// How often a copy that is exchanged for another one while it is judged is looked at.
+const JUDGED_MAX: usize = 3;
 
 /// What the engine and its writers share.
 #[derive(Debug)]
@@ -49,6 +56,7 @@ pub(super) struct Shared {
     /// Buffers of writes past the page cache.
     pub(super) direct: Buffers,
     shards: Shards,
+    quarantine: Quarantine,
     stripes: [Mutex<()>; STRIPES],
     open: Mutex<LruCache<ChunkId, Arc<DiskChunk>>>,
 }
@@ -79,21 +87,76 @@ impl DiskEngine {
     /// # Errors
     /// The directory cannot be made, emptied or read.
     pub fn open(dir: &Path, capacity: Option<u64>, reserve: Option<u64>) -> Result<Self, EngineError> {
-        let (chunks, tmp) = (dir.join("chunks"), dir.join("tmp"));
-        for dir in [&chunks, &tmp] {
+        Self::open_shared(dir, capacity, reserve, 1)
+    }
+
+    /// The same beside others: `share` data directories are on the same file system, and each has its part of what is free.
+    ///
+    /// # Errors
+    /// As [`DiskEngine::open`].
+    pub fn open_shared(
+        dir: &Path,
+        capacity: Option<u64>,
+        reserve: Option<u64>,
+        share: u64,
+    ) -> Result<Self, EngineError> {
+        let (chunks, tmp, quarantine) = (dir.join("chunks"), dir.join("tmp"), dir.join("quarantine"));
+        for dir in [&chunks, &tmp, &quarantine] {
             durable::create_dir_all(dir).map_err(|e| EngineError::io("create", dir, e))?;
         }
         empty(&tmp).map_err(|e| EngineError::io("empty", &tmp, e))?;
+        let failed = |e| EngineError::io("list", &quarantine, e);
+        let quarantine = Quarantine::open(quarantine.clone()).map_err(failed)?;
         let shards = Shards::new(chunks);
         let count = listing::count(&shards)?;
         if count.foreign > 0 {
             tracing::warn!(dir = %shards.root().display(), files = count.foreign, "files that are no chunks are left alone");
         }
-        let space = Arc::new(Space::new(dir.into(), capacity, reserve));
+        let space = Arc::new(Space::new(dir.into(), capacity, reserve, share));
         space.add(count.bytes, count.chunks);
         let stripes = std::array::from_fn(|_| Mutex::new(()));
         let open = Mutex::new(LruCache::new(OPEN_MAX));
-        Ok(Self { shared: Arc::new(Shared { tmp, space, direct: Buffers::default(), shards, stripes, open }) })
+        let direct = Buffers::default();
+        Ok(Self { shared: Arc::new(Shared { tmp, space, direct, shards, quarantine, stripes, open }) })
+    }
+
+    /// Chunks and their bytes, without asking the disk.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        self.shared.space.counts()
+    }
+
+    /// The ids of the chunks above `after`, at most `limit`, in order. Nothing is opened.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn ids(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<ChunkId>, EngineError> {
+        listing::ids(self.shared.shards.root(), after, limit)
+    }
+
+    /// Copies in quarantine, and their bytes.
+    #[must_use]
+    pub fn quarantine_size(&self) -> (u64, u64) {
+        self.shared.quarantine.size()
+    }
+
+    /// What is in quarantine, the oldest first.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn quarantined(&self) -> Result<Vec<SetAside>, EngineError> {
+        self.shared.quarantine.list().map_err(|e| EngineError::io("list the quarantine of", &self.shared.tmp, e))
+    }
+
+    /// Removes a copy from quarantine for good.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn remove_quarantined(&self, copy: &SetAside) -> Result<(), EngineError> {
+        self.shared
+            .quarantine
+            .remove(copy)
+            .map_err(|e| EngineError::io("remove from quarantine in", &self.shared.tmp, e))
     }
 
     fn open_chunk(&self, id: ChunkId) -> Result<Arc<DiskChunk>, EngineError> {
@@ -126,12 +189,36 @@ impl Shared {
                 return Ok(Finished::AlreadyThere);
             }
             Ok(_) => return Err(EngineError::Conflict(facts.id)),
-            Err(EngineError::Corrupt { .. }) => self.remove(facts.id, &path)?,
+            Err(EngineError::Corrupt { reason, .. }) => {
+                tracing::warn!(chunk = %facts.id, reason, "a bad copy is in the way of a new one and is set aside");
+                self.set_aside(facts.id, &path)?;
+            }
             Err(error) => return Err(error),
         }
         self.shards.publish(tmp, facts.id).map_err(failed)?;
         self.space.add(footer::file_bytes(facts.length), 1);
         Ok(Finished::New)
+    }
+
+    /// Moves a chunk's file into quarantine, under its stripe.
+    fn set_aside(&self, id: ChunkId, path: &Path) -> Result<(), EngineError> {
+        let failed = |e| EngineError::io("set aside", path, e);
+        lock(&self.open).pop(&id);
+        let size = fs::symlink_metadata(path).map_err(failed)?.len();
+        self.quarantine.take(path, id, size).map_err(failed)?;
+        self.space.remove(size, 1);
+        Ok(())
+    }
+
+    /// Sets a copy aside that was found bad, if it is still the file with number `inode`. `false` if it is not.
+    fn condemn(&self, id: ChunkId, path: &Path, inode: u64) -> Result<bool, EngineError> {
+        let _stripe = self.stripe(id);
+        match fs::symlink_metadata(path) {
+            Ok(meta) if meta.ino() == inode => self.set_aside(id, path).map(|()| true),
+            Ok(_) => Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(EngineError::io("look at", path, e)),
+        }
     }
 
     /// Unlinks a chunk's file under its stripe.
@@ -153,6 +240,18 @@ fn empty(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Has the next reading of a file come from the disk. Best effort: pages that are not written out yet stay, and are true.
+fn forget_pages(path: &Path) {
+    if let Ok(file) = File::open(path) {
+        drop_pages(&file);
+    }
+}
+
+fn drop_pages(file: &File) {
+    // SAFETY: the descriptor is open for the whole call, which touches no memory of ours. It is advice: a failure changes nothing.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
 /// Opens a chunk's file and checks its footer.
@@ -223,7 +322,9 @@ impl ChunkEngine for DiskEngine {
     }
 
     fn verify(&self, id: ChunkId) -> Result<ChunkFacts, EngineError> {
-        let (file, facts) = open_file(&self.shared.shards.file(id), id)?;
+        let path = self.shared.shards.file(id);
+        forget_pages(&path);
+        let (file, facts) = open_file(&path, id)?;
         let chunk = DiskChunk { file, facts };
         let facts = &chunk.facts;
         let mut buffer = vec![0; VERIFY_BYTES.min(facts.length as usize).next_multiple_of(BLOCK_BYTES)];
@@ -240,7 +341,33 @@ impl ChunkEngine for DiskEngine {
         if <[u8; 32]>::from(sha256.finalize()) != facts.sha256 {
             return Err(EngineError::Corrupt { id, reason: "SHA-256 does not match".into() });
         }
+        // What was read only to be checked shall not displace what readers want.
+        drop_pages(&chunk.file);
         Ok(chunk.facts)
+    }
+
+    fn judge(&self, id: ChunkId, give_up: bool) -> Result<Judged, EngineError> {
+        let path = self.shared.shards.file(id);
+        for _ in 0..JUDGED_MAX {
+            let inode = match fs::symlink_metadata(&path) {
+                Ok(meta) => meta.ino(),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Judged::Missing),
+                Err(e) => return Err(EngineError::io("look at", &path, e)),
+            };
+            // A second reading tells what is bad on the disk from what was bad on its way.
+            let reason = match self.verify(id).or_else(|_| self.verify(id)) {
+                Ok(facts) => return Ok(Judged::Whole(facts)),
+                Err(EngineError::Missing(_)) => return Ok(Judged::Missing),
+                Err(EngineError::Corrupt { reason, .. }) => reason,
+                Err(EngineError::Io { source, .. }) if give_up => format!("it cannot be read: {source}"),
+                Err(error) => return Err(error),
+            };
+            if self.shared.condemn(id, &path, inode)? {
+                return Ok(Judged::SetAside { reason });
+            }
+        }
+        let error = io::Error::other("it is exchanged again and again");
+        Err(EngineError::Io { action: "judge", path, source: error })
     }
 
     fn delete(&self, id: ChunkId) -> Result<bool, EngineError> {

@@ -13,6 +13,9 @@ use super::{EngineError, Held, Page, disk, shard, shard::Shards};
 /// Threads that count at start. stat on a cold disk waits, so more than cores help; a spinning disk gains nothing beyond.
 const SCAN_THREADS: usize = 4;
 
+/// How often a footer is read before it is taken for unreadable.
+const OPENED_MAX: usize = 4;
+
 /// What is on the disk.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub(super) struct Count {
@@ -94,6 +97,30 @@ pub(super) fn page(root: &Path, after: Option<ChunkId>, limit: usize) -> Result<
     Ok(page)
 }
 
+/// The ids of the chunks above `after`, at most `limit`.
+pub(super) fn ids(root: &Path, after: Option<ChunkId>, limit: usize) -> Result<Vec<ChunkId>, EngineError> {
+    let mut found = Vec::new();
+    let from = after.map_or([0, 0], |id| [id.0[0], shard::leaf_of(id)]);
+    for top in shard::subdirs(root).map_err(|e| EngineError::io("list", root, e))? {
+        let dir = root.join(format!("{top:02x}"));
+        if top < from[0] {
+            continue;
+        }
+        for leaf in shard::subdirs(&dir).map_err(|e| EngineError::io("list", &dir, e))? {
+            if [top, leaf] < from {
+                continue;
+            }
+            let dir = shard::leaf_dir(root, top, leaf);
+            found.extend(ids_after(&dir, top, leaf, after).map_err(|e| EngineError::io("list", &dir, e))?);
+            if found.len() >= limit {
+                found.truncate(limit);
+                return Ok(found);
+            }
+        }
+    }
+    Ok(found)
+}
+
 fn ids_after(dir: &Path, top: u8, leaf: u8, after: Option<ChunkId>) -> io::Result<Vec<ChunkId>> {
     let mut ids = Vec::new();
     for entry in shard::read_dir(dir)?.into_iter().flatten() {
@@ -104,7 +131,14 @@ fn ids_after(dir: &Path, top: u8, leaf: u8, after: Option<ChunkId>) -> io::Resul
 }
 
 fn add(page: &mut Page, dir: &Path, id: ChunkId) -> Result<(), EngineError> {
-    match disk::open_file(&dir.join(format!("{id}.chunk")), id) {
+    let path = dir.join(format!("{id}.chunk"));
+    let open = || disk::open_file(&path, id);
+    // What cannot be opened is missing on the page, and a copy counts as lost then: a passing error must not do that.
+    let opened = (1..OPENED_MAX).fold(open(), |opened, _| match opened {
+        Err(EngineError::Io { .. }) => open(),
+        done => done,
+    });
+    match opened {
         Ok((_, facts)) => page.chunks.push(Held { id, file_id: facts.file_id, length: facts.length }),
         Err(EngineError::Missing(_)) => {} // deleted since the directory was read
         Err(EngineError::Corrupt { .. }) => page.damaged(id),

@@ -38,14 +38,25 @@ pub(super) struct Space {
     capacity: Option<u64>,
     /// Bytes of the file system left free, `None` for the default.
     reserve: Option<u64>,
+    /// Data directories of this node on the file system.
+    share: u64,
     used: AtomicU64,
     chunks: AtomicU64,
     reserved: AtomicU64,
 }
 
 impl Space {
-    pub(super) fn new(dir: PathBuf, capacity: Option<u64>, reserve: Option<u64>) -> Self {
-        Self { dir, capacity, reserve, used: AtomicU64::new(0), chunks: AtomicU64::new(0), reserved: AtomicU64::new(0) }
+    pub(super) fn new(dir: PathBuf, capacity: Option<u64>, reserve: Option<u64>, share: u64) -> Self {
+        let share = share.max(1);
+        Self {
+            dir,
+            capacity,
+            reserve,
+            share,
+            used: AtomicU64::new(0),
+            chunks: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn add(&self, bytes: u64, chunks: u64) {
@@ -62,12 +73,17 @@ impl Space {
         sub(&self.chunks, chunks);
     }
 
+    /// Chunks and their bytes.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.chunks.load(Ordering::Relaxed), self.used.load(Ordering::Relaxed))
+    }
+
     pub(super) fn usage(&self) -> io::Result<Usage> {
         let disk = fs4::statvfs(&self.dir)?;
         let used = self.used.load(Ordering::Relaxed);
         let capacity = self.capacity.unwrap_or(disk.total_space());
         let reserve = self.reserve.unwrap_or(RESERVE_MAX.min(capacity / 100));
-        let free = disk.available_space().min(capacity.saturating_sub(used)).saturating_sub(reserve);
+        let free = (disk.available_space() / self.share).min(capacity.saturating_sub(used)).saturating_sub(reserve);
         Ok(Usage {
             capacity_bytes: used + free,
             used_bytes: used,
@@ -111,7 +127,7 @@ mod tests {
     #[test]
     fn reservations_count_until_they_end() {
         let dir = tempfile::tempdir().expect("tmp");
-        let space = Arc::new(Space::new(dir.path().into(), Some(1000), Some(100)));
+        let space = Arc::new(Space::new(dir.path().into(), Some(1000), Some(100), 1));
         let first = space.reserve(600).expect("fits");
         assert!(matches!(space.reserve(400), Err(EngineError::NoSpace { available: 300, .. })));
         drop(first);

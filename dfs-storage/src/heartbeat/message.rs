@@ -1,18 +1,20 @@
 //! What a heartbeat says.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
-use dfs_common::{ChunkId, NodeId};
+use dfs_common::{ChunkId, NodeId, disk::DiskReport};
 use dfs_proto::{
     convert::id_bytes,
     status::RpcError,
-    v1::{HeartbeatRequest, HeldChunk, InventoryPage},
+    v1::{HeartbeatRequest, HeldChunk, InventoryPage, QuarantinedCopy},
 };
 
 use crate::{
-    engine::{Held, Page, Usage},
+    changes::BadCopy,
+    engine::{ChunkEngine as _, Held, Page, Usage},
     node::Node,
+    scrub::Scrub,
 };
 
 /// A page of the inventory that was asked for.
@@ -65,8 +67,41 @@ pub(super) fn heartbeat(
         inventory_seq: difference.seq,
         active_streams: node.counters.streams.load(Ordering::Relaxed),
         inventory,
-        confirmed: vec![],
+        quarantined: difference.set_aside.iter().map(|copy| quarantined(copy)).collect(),
+        notices: difference.notices.iter().map(Into::into).collect(),
+        ..HeartbeatRequest::default()
     })
+}
+
+fn quarantined(copy: &BadCopy) -> QuarantinedCopy {
+    QuarantinedCopy {
+        chunk_id: id_bytes(copy.id.as_bytes()),
+        disk_id: id_bytes(copy.disk.as_bytes()),
+        disk: copy.path.clone(),
+        reason: copy.reason.clone(),
+    }
+}
+
+/// What the disks say of themselves. Asks their file systems.
+pub(super) fn disks(scrubs: &[Arc<Scrub>]) -> Vec<DiskReport> {
+    scrubs.iter().map(|scrub| disk(scrub)).collect()
+}
+
+fn disk(scrub: &Scrub) -> DiskReport {
+    let disk = scrub.disk();
+    let asked = disk.with(|engine| Ok((engine.usage()?, engine.quarantine_size())));
+    // A disk that does not answer and was not taken out yet is shown with nothing on it, for these seconds.
+    let (usage, quarantined) = asked.unwrap_or_default();
+    DiskReport {
+        id: disk.id(),
+        path: disk.path().display().to_string(),
+        failure: disk.failure(),
+        capacity_bytes: usage.capacity_bytes,
+        used_bytes: usage.used_bytes,
+        chunk_count: usage.chunks,
+        quarantined,
+        scrub: scrub.report(),
+    }
 }
 
 fn held(chunks: &[Held]) -> Vec<HeldChunk> {

@@ -58,8 +58,11 @@ impl Control {
             return Err(RpcError::new(ErrorCode::InvalidArgument, format!("more than {STAT_MAX} chunks")));
         }
         let ids = request.chunk_ids.iter().map(|id| convert::chunk_id(id)).collect::<Result<Vec<_>, _>>()?;
-        let present = self.node.on_disk(move |engine| ids.into_iter().map(|id| engine.contains(id)).collect()).await?;
-        Ok(v1::StatChunksResponse { present })
+        let node = self.node.clone();
+        let found =
+            self.node.on_disk(move |_| ids.into_iter().map(|id| node.find(id)).collect::<Result<Vec<_>, _>>()).await?;
+        let (present, verified_ns) = found.into_iter().map(|found| (found.is_some(), found.unwrap_or(0))).unzip();
+        Ok(v1::StatChunksResponse { present, verified_ns })
     }
 
     async fn status(&self) -> Result<v1::NodeStatusResponse, RpcError> {

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::FileExt as _, path::Path, process::Command};
 
 use bytes::Bytes;
 use dfs_common::{ChunkId, ErrorCode};
-use dfs_storage::engine::{ChunkEngine as _, EngineError, Finished, disk::DiskEngine};
+use dfs_storage::engine::{ChunkEngine as _, EngineError, Finished, Judged, disk::DiskEngine};
 use proptest::prelude::*;
 
 use crate::harness::{chunk_file, chunk_id, content, facts};
@@ -235,4 +235,45 @@ fn a_full_disk_is_no_space_and_leaves_nothing() {
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
+}
+
+#[test]
+fn only_what_is_bad_is_set_aside_and_its_place_is_free_then() {
+    let tmp = tempfile::tempdir().expect("tmp");
+    let engine = open(tmp.path());
+    let data = content(300_000, 5);
+    for n in 1..=3 {
+        store(&engine, chunk_id(n), &data).expect("stores");
+    }
+    let flip = |n: u64| {
+        let file =
+            fs::OpenOptions::new().read(true).write(true).open(chunk_file(tmp.path(), chunk_id(n))).expect("open");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 200_000).expect("read");
+        file.write_all_at(&[byte[0] ^ 1], 200_000).expect("write");
+    };
+    assert_eq!(engine.judge(chunk_id(1), false).expect("reads"), Judged::Whole(facts(chunk_id(1), &data)));
+    assert_eq!(engine.judge(chunk_id(9), false).expect("looks"), Judged::Missing);
+    let opened = engine.open(chunk_id(2)).expect("opens");
+    flip(2);
+    assert!(matches!(engine.judge(chunk_id(2), false), Ok(Judged::SetAside { reason }) if reason.contains("block")));
+    assert!(matches!(engine.open(chunk_id(2)), Err(EngineError::Missing(_))), "nobody gets it from the cache");
+    drop(opened);
+    assert_eq!((engine.counts().0, engine.quarantine_size().0), (2, 1));
+    assert_eq!(store(&engine, chunk_id(2), &data).expect("stores"), Finished::New);
+    // A footer that does not fit is found when a good copy comes, and the bad one is kept as well.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(chunk_file(tmp.path(), chunk_id(3)))
+        .expect("open")
+        .set_len(1000)
+        .expect("cut");
+    assert_eq!(store(&engine, chunk_id(3), &data).expect("stores"), Finished::New);
+    let kept: Vec<ChunkId> = engine.quarantined().expect("lists").into_iter().map(|copy| copy.id).collect();
+    assert_eq!(kept.len(), 2);
+    assert!(kept.contains(&chunk_id(2)) && kept.contains(&chunk_id(3)));
+    drop(engine);
+    let engine = open(tmp.path());
+    assert_eq!((engine.counts().0, engine.quarantine_size().0), (3, 2), "counted at the start");
+    assert_eq!(engine.ids(None, 2).expect("lists").len(), 2);
 }

@@ -24,7 +24,8 @@ pub(crate) struct State {
     pub(crate) heartbeats: Vec<v1::HeartbeatRequest>,
     pub(crate) receipts: Vec<v1::ChunkReceipt>,
     pub(crate) repairs: Vec<v1::RepairOutcome>,
-    pub(crate) corruptions: Vec<v1::ReportCorruptionRequest>,
+    /// Chunks that something references and no live node holds.
+    pub(crate) lost: Vec<bytes::Bytes>,
     /// Given out with the next heartbeats, one each.
     pub(crate) answers: VecDeque<v1::HeartbeatResponse>,
     /// Heartbeats to fail.
@@ -38,6 +39,13 @@ pub(crate) struct State {
 #[derive(Clone, Default)]
 pub(crate) struct FakeMeta {
     pub(crate) state: Arc<Mutex<State>>,
+}
+
+impl State {
+    /// Whether some heartbeat said that a bad copy of this chunk was set aside.
+    pub(crate) fn was_told_of(&self, id: &[u8]) -> bool {
+        self.heartbeats.iter().flat_map(|beat| &beat.quarantined).any(|copy| copy.chunk_id == *id)
+    }
 }
 
 impl FakeMeta {
@@ -138,12 +146,14 @@ macro_rules! unused {
                 Ok(Response::new(Default::default()))
             }
 
-            async fn report_corruption(
+            async fn get_chunk_locations(
                 &self,
-                request: Request<v1::ReportCorruptionRequest>,
-            ) -> Result<Response<v1::ReportCorruptionResponse>, Status> {
-                self.led()?.corruptions.push(request.into_inner());
-                Ok(Response::new(Default::default()))
+                request: Request<v1::GetChunkLocationsRequest>,
+            ) -> Result<Response<v1::GetChunkLocationsResponse>, Status> {
+                let state = self.led()?;
+                let lost = request.into_inner().chunk_ids.into_iter().filter(|id| state.lost.contains(id));
+                let chunks = lost.map(|chunk_id| v1::ChunkRef { chunk_id, ..Default::default() }).collect();
+                Ok(Response::new(v1::GetChunkLocationsResponse { chunks, nodes: vec![] }))
             }
         }
     };
@@ -164,6 +174,6 @@ unused! {
     mutate(MutateRequest) -> MutateResponse;
     get_file(GetFileRequest) -> GetFileResponse;
     allocate_chunks(AllocateChunksRequest) -> AllocateChunksResponse;
-    get_chunk_locations(GetChunkLocationsRequest) -> GetChunkLocationsResponse;
+    report_corruption(ReportCorruptionRequest) -> ReportCorruptionResponse;
     list_files(ListFilesRequest) -> ListFilesResponse;
 }

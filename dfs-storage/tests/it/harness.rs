@@ -110,6 +110,11 @@ impl TestNode {
         std::fs::read_dir(self.dir.path().join("tmp")).expect("list").count()
     }
 
+    /// Bad copies that were set aside.
+    pub(crate) fn quarantined(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("quarantine")).expect("list").count()
+    }
+
     pub(crate) fn header(&self, id: ChunkId, data: &[u8], forward: &[ForwardTo], quorum: u32) -> PutChunkHeader {
         let facts = facts(id, data);
         PutChunkHeader {

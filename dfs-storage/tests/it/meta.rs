@@ -213,7 +213,7 @@ async fn repairs_copy_and_report() {
     assert!(!target.file(chunk_id(3)).exists(), "a bad copy is not spread");
     eventually("corruption and unreachable peer reported", || {
         meta.with(|state| {
-            state.corruptions.iter().any(|report| report.chunk_id[..] == chunk_id(3).0[..])
+            state.was_told_of(&chunk_id(3).0)
                 && state.heartbeats.iter().any(|beat| beat.unreachable == [77])
                 && state.heartbeats.iter().any(|beat| beat.removed == [id_bytes(chunk_id(999).as_bytes())])
         })
@@ -242,8 +242,7 @@ async fn only_whole_copies_are_confirmed() {
     eventually("confirmed", || meta.with(|state| told(state, &wire(1)) == 1 && told(state, &wire(3)) == 1)).await;
     eventually("the others are reported", || {
         meta.with(|state| {
-            state.corruptions.iter().any(|report| report.chunk_id == wire(2))
-                && state.heartbeats.iter().any(|beat| beat.removed == [wire(999)])
+            state.was_told_of(&chunk_id(2).0) && state.heartbeats.iter().any(|beat| beat.removed == [wire(999)])
         })
     })
     .await;
@@ -289,7 +288,7 @@ async fn the_leader_is_followed_and_found_again() {
 
 impl TestNode {
     /// Stores a chunk on this node alone.
-    async fn put_as_member(&self, n: u64, data: &Bytes) {
+    pub(crate) async fn put_as_member(&self, n: u64, data: &Bytes) {
         self.put(chunk_id(n), data, &[], 1).await.expect("stored");
     }
 }

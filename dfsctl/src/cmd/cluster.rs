@@ -171,7 +171,40 @@ pub(super) fn nodes(context: &Context) -> Result<(), Failure> {
     if context.out.json {
         return context.out.value(&status.nodes);
     }
-    context.out.lines(&node_lines(&status.nodes))
+    let mut lines = node_lines(&status.nodes);
+    // One disk that works is the node itself.
+    if status.nodes.iter().any(|node| node.disks.len() > 1 || node.disks.iter().any(|disk| disk.failed)) {
+        lines.push(String::new());
+        lines.extend(disk_lines(&status.nodes));
+    }
+    context.out.lines(&lines)
+}
+
+fn disk_lines(nodes: &[Node]) -> Vec<String> {
+    let mut table = Table::new(&[
+        ("STORAGE", Align::Left),
+        ("DISK", Align::Left),
+        ("USED", Align::Right),
+        ("CAPACITY", Align::Right),
+        ("%", Align::Right),
+        ("CHUNKS", Align::Right),
+        ("STATE", Align::Left),
+    ]);
+    for node in nodes {
+        for disk in &node.disks {
+            let reason = escape(disk.reason.as_bytes());
+            table.row(vec![
+                escape(node.name.as_bytes()),
+                escape(disk.path.as_bytes()),
+                bytes(disk.used_bytes),
+                bytes(disk.capacity_bytes),
+                percent(disk.used_bytes, disk.capacity_bytes).to_string(),
+                disk.chunk_count.to_string(),
+                if disk.failed { format!("FAILED: {reason}") } else { "works".into() },
+            ]);
+        }
+    }
+    table.lines()
 }
 
 /// # Errors

@@ -98,6 +98,9 @@ pub struct Up {
     /// Storage nodes [default: 3, or as the cluster was made]
     #[arg(short = 's', long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub storage_nodes: Option<u32>,
+    /// Data directories of each storage node [default: 1, or as the cluster was made]
+    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub disks: Option<u32>,
     /// Mount the cluster there [default: no mount, or as before]
     #[arg(long, value_name = "PATH")]
     pub mount: Option<PathBuf>,

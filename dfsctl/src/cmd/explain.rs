@@ -1,9 +1,10 @@
 //! Why a file is slow or unavailable, and what to do: `explain`.
 //!
 //! JSON: `{path, ino, kind, size, nlink, file_id, verdict, reasons, advice, chunks, holes, writers: [{client, session,
-//! opened_ns, publications, chunks}], nodes: [{node, state, silent_ms, copies, answer_ms}], not_asked, findings: [{index, chunk,
+//! opened_ns, publications, chunks}], nodes: [{node, state, silent_ms, copies, answer_ms, verified_ns}], not_asked, findings: [{index, chunk,
 //! standing, good, missing, corrupt, not_asked, unrecorded}]}`. `verdict` is `good`, `slow`, `at-risk`, `unknown`, `unavailable`
-//! or `not-a-file`.
+//! or `not-a-file`. `verified_ns` is since when all copies on the node are known to be whole, `null` if its scrub has not come to
+//! one of them yet.
 
 use std::{collections::BTreeMap, ffi::OsString, time::Duration};
 
@@ -64,6 +65,8 @@ struct Holder {
     node: Node,
     copies: u64,
     answer: Option<Duration>,
+    /// Since when all of them are known to be whole.
+    verified_ns: Option<i64>,
 }
 
 /// # Errors
@@ -125,11 +128,13 @@ impl Picture {
         let found = check.check(&[subject], |looked| total.look(looked)).await?;
         found.into_iter().for_each(|file| total.take(file));
         let answers: BTreeMap<NodeId, Duration> = check.answer_times().into_iter().collect();
+        let verified: BTreeMap<NodeId, i64> = check.verified().into_iter().collect();
         for node in &status.nodes {
             let id = NodeId(node.id);
             if let Some(copies) = held.get(&id) {
                 let (node, answer) = (node.clone(), answers.get(&id).copied());
-                self.nodes.push(Holder { node, copies: *copies, answer });
+                let verified_ns = verified.get(&id).copied().filter(|ns| *ns > 0);
+                self.nodes.push(Holder { node, copies: *copies, answer, verified_ns });
             }
         }
         Ok(())
@@ -149,6 +154,8 @@ impl Picture {
             reasons.push(format!("{} without any good copy: reading there fails with EIO", counted(lost, "chunk")));
             advice
                 .push("bring back the nodes or disks that held the copies, or restore the file from elsewhere".into());
+            advice
+                .push("bad copies are kept in the directory `quarantine` of the data directories they were in".into());
         }
         if unknown > 0 && check.not_asked().is_empty() {
             reasons.push(format!("{} only in copies that are not recorded", counted(unknown, "chunk")));
@@ -237,14 +244,16 @@ impl Picture {
     fn node_lines(&self) -> Vec<String> {
         let columns =
             [("STORAGE", Align::Left), ("STATE", Align::Left), ("SILENT", Align::Right), ("COPIES", Align::Right)];
-        let mut table = Table::new(&[&columns[..], &[("ANSWERED IN", Align::Right)]].concat());
-        for Holder { node, copies, answer } in &self.nodes {
+        let more = [("ANSWERED IN", Align::Right), ("LAST VERIFIED (UTC)", Align::Left)];
+        let mut table = Table::new(&[&columns[..], &more].concat());
+        for Holder { node, copies, answer, verified_ns } in &self.nodes {
             table.row(vec![
                 escape(node.name.as_bytes()),
                 if node.state == "alive" { node.state.clone() } else { node.state.to_uppercase() },
                 seconds(node.silent_ms),
                 copies.to_string(),
                 answer.map_or_else(|| "-".into(), |took| format!("{:.1} ms", took.as_secs_f64() * 1000.0)),
+                verified_ns.map_or_else(|| "when written".into(), utc),
             ]);
         }
         table.lines()
@@ -267,6 +276,7 @@ impl Picture {
             json!({
                 "node": holder.node.name, "state": holder.node.state, "silent_ms": holder.node.silent_ms,
                 "copies": holder.copies, "answer_ms": holder.answer.map(|took| took.as_secs_f64() * 1000.0),
+                "verified_ns": holder.verified_ns,
             })
         };
         let finding = |(_, finding): &(Vec<u8>, dfs_client::fsck::Finding)| {

@@ -45,6 +45,16 @@ fn everything_well() {
 }
 
 #[test]
+fn a_failed_disk_is_remarked_on_with_its_node() {
+    let mut wire = good();
+    let disk = |failed| v1::DiskReport { path: "/d".into(), failed, reason: "EIO".into(), ..Default::default() };
+    wire.nodes[1].disks = vec![disk(false), disk(true)];
+    let status = Status::new(wire);
+    assert!(status.healthy, "its chunks are copied: that is what counts");
+    assert_eq!(status.remarks, ["storage-2: disk /d has failed: EIO"]);
+}
+
+#[test]
 fn any_chunk_short_of_a_copy_is_unhealthy() {
     for counts in [
         v1::ChunkCounts { total: 5, full: 4, under_replicated: 1, ..Default::default() },

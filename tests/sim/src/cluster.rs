@@ -144,7 +144,7 @@ impl Cluster {
                 world.boot(process.node, meta_process(args, window));
             }
             Role::Storage => {
-                let args = storage_args(&name, process.number, &meta, &disk);
+                let args = storage_args(&name, process.number, &meta, &disk, seed);
                 world.boot(process.node, storage_process(args, window));
             }
             Role::Client => {
@@ -210,7 +210,7 @@ fn meta_args(name: &str, number: u32, meta: &[String], disk: &Path, quorum: u32,
     args
 }
 
-fn storage_args(name: &str, number: u32, meta: &[String], disk: &Path) -> Vec<OsString> {
+fn storage_args(name: &str, number: u32, meta: &[String], disk: &Path, seed: u64) -> Vec<OsString> {
     let listen = address(Role::Storage, number).to_string();
     let (meta, rack) = (meta.join(","), format!("rack-{number}"));
     let mut args: Vec<OsString> = [
@@ -235,7 +235,12 @@ fn storage_args(name: &str, number: u32, meta: &[String], disk: &Path) -> Vec<Os
     .into_iter()
     .map(OsString::from)
     .collect();
-    args.extend(["--data-dir".into(), disk.into()]);
+    if seed % 2 == 0 {
+        args.extend(["--scrub-interval", "15s", "--scrub-tranquility", "1"].map(OsString::from));
+    }
+    // A machine loses power with all its disks.
+    let disks = if seed % 3 == 0 { vec![disk.join("a"), disk.join("b")] } else { vec![disk.to_owned()] };
+    args.extend(disks.into_iter().flat_map(|disk| ["--data-dir".into(), disk.into()]));
     args
 }
 

@@ -243,7 +243,7 @@ impl Faults {
 
 /// The chunk files of a storage node, in order.
 pub(crate) fn chunk_files(disk: PathBuf) -> Vec<PathBuf> {
-    let mut dirs = vec![disk.join("chunks")];
+    let mut dirs = vec![disk];
     let mut files = Vec::new();
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

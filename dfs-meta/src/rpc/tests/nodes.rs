@@ -29,6 +29,15 @@ struct Storage {
     confirmed: Vec<Bytes>,
     /// How many copies the leader asked to read.
     asked: usize,
+    /// Copies that are bad, which it finds out when it reads them.
+    bad: BTreeSet<ChunkId>,
+    /// Bad copies that it has set aside.
+    quarantined: Vec<v1::QuarantinedCopy>,
+    /// Copies that it was asked to read and does not have, if it tells of them.
+    removed: Vec<Bytes>,
+    tells_missing: bool,
+    notices: Vec<v1::DiskNotice>,
+    scrub_order: u64,
     /// Jobs are taken and never answered.
     loses_jobs: bool,
     jobs: Vec<v1::RepairJob>,
@@ -47,6 +56,12 @@ impl Storage {
             page: None,
             confirmed: vec![],
             asked: 0,
+            bad: BTreeSet::new(),
+            quarantined: vec![],
+            removed: vec![],
+            tells_missing: false,
+            notices: vec![],
+            scrub_order: 0,
             loses_jobs: false,
             jobs: vec![],
         }
@@ -75,6 +90,26 @@ impl Storage {
         v1::HeldChunk { chunk_id: id_bytes(chunk.as_bytes()), file_id: vec![7; 16].into(), length: 100 }
     }
 
+    fn disk(&self) -> v1::DiskReport {
+        let scrub = v1::ScrubReport { state: v1::ScrubState::Waiting.into(), ..Default::default() };
+        let path = format!("/disk-{}", self.number);
+        v1::DiskReport { disk_id: vec![self.number; 16].into(), path, scrub: Some(scrub), ..Default::default() }
+    }
+
+    /// Reads a copy in full for the leader.
+    fn read(&mut self, id: &Bytes) {
+        let chunk = chunk_id(id).expect("a chunk id");
+        if !self.held.contains(&chunk) {
+            self.removed.extend(self.tells_missing.then(|| id.clone()));
+        } else if self.bad.remove(&chunk) {
+            self.held.remove(&chunk);
+            let (reason, disk) = ("block 3 does not match".into(), format!("/disk-{}", self.number));
+            self.quarantined.push(v1::QuarantinedCopy { chunk_id: id.clone(), reason, disk, ..Default::default() });
+        } else {
+            self.confirmed.push(id.clone());
+        }
+    }
+
     /// Reports and does what it is told.
     async fn beat(&mut self) -> v1::HeartbeatResponse {
         let request = v1::HeartbeatRequest {
@@ -86,6 +121,11 @@ impl Storage {
             inventory: self.page.take(),
             inventory_seq: 9,
             confirmed: std::mem::take(&mut self.confirmed),
+            quarantined: std::mem::take(&mut self.quarantined),
+            removed: std::mem::take(&mut self.removed),
+            notices: std::mem::take(&mut self.notices),
+            scrub_order: self.scrub_order,
+            disks: vec![self.disk()],
             ..Default::default()
         };
         let answer = self.meta.heartbeat(request).await.expect("answers").into_inner();
@@ -95,8 +135,8 @@ impl Storage {
         }
         self.jobs.extend(answer.repair.clone());
         self.asked += answer.confirm.len();
-        let is_held = |id: &&Bytes| self.held.contains(&chunk_id(id).expect("a chunk id"));
-        self.confirmed.extend(answer.confirm.iter().filter(is_held).cloned());
+        self.scrub_order = answer.scrub.map_or(self.scrub_order, |order| order.number);
+        answer.confirm.iter().for_each(|id| self.read(id));
         if let Some(asked) = &answer.inventory {
             let after = chunk_id(&asked.after).ok();
             let rest: Vec<_> = self.held.iter().filter(|c| after.is_none_or(|a| **c > a)).collect();
@@ -395,30 +435,115 @@ async fn removed_files_are_deleted_unless_somebody_reads_them() {
     cluster.stop().await;
 }
 
+fn corruption(chunk: ChunkId, node_id: u32, missing: bool) -> v1::ReportCorruptionRequest {
+    v1::ReportCorruptionRequest { chunk_id: id_bytes(chunk.as_bytes()), node_id, reason: "test\n".into(), missing }
+}
+
 #[tokio::test]
-async fn a_bad_copy_is_replaced_but_the_last_one_is_kept() {
+async fn a_report_of_a_bad_copy_is_believed_only_when_its_node_confirms_it() {
     let cluster = Cluster::start(quick()).await;
     let mut client = Client::open(&cluster, 1).await;
     let mut nodes = Nodes::start(&cluster, 3).await;
     let (_, chunk) = nodes.store(&mut client, "f", 3).await;
     let ids: Vec<u32> = nodes.0.iter().map(|node| node.id).collect();
-    let report = |node_id| v1::ReportCorruptionRequest {
-        chunk_id: id_bytes(chunk.as_bytes()),
-        node_id,
-        reason: "test\n".into(),
-        missing: false,
-    };
     let locate = v1::GetChunkLocationsRequest { chunk_ids: vec![id_bytes(chunk.as_bytes())] };
-    client.meta.report_corruption(report(ids[0])).await.expect("is taken");
+    // A liar, or a bad cable: nothing comes of it.
+    for id in &ids {
+        client.meta.report_corruption(corruption(chunk, *id, false)).await.expect("is taken");
+        client.meta.report_corruption(corruption(chunk, *id, true)).await.expect("is taken");
+    }
+    for _ in 0..3 {
+        nodes.round(&[]).await;
+        let found = client.meta.get_chunk_locations(locate.clone()).await.expect("answers").into_inner();
+        assert_eq!(found.chunks[0].replicas, ids);
+    }
+    assert_eq!(nodes.0.iter().map(|node| node.asked).sum::<usize>(), 3, "asked until they answered, once each");
+    // It is bad: out of the record, replaced, and told.
+    nodes.0[0].bad.insert(chunk);
+    client.meta.report_corruption(corruption(chunk, ids[0], false)).await.expect("is taken");
+    nodes.0[0].beat().await;
+    nodes.0[0].beat().await;
     let found = client.meta.get_chunk_locations(locate.clone()).await.expect("answers").into_inner();
     assert_eq!(found.chunks[0].replicas, ids[1..]);
-    // The bad copy is deleted first, then replaced.
     nodes.until(&cluster, &[], full(1)).await;
-    for id in &ids {
-        client.meta.report_corruption(report(*id)).await.expect("is taken");
+    for _ in 0..100 {
+        if !events(&cluster, "copy-quarantined").await.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    let (corrupt, aside) = (events(&cluster, "copy-corrupt").await, events(&cluster, "copy-quarantined").await);
+    assert!(corrupt.len() == 1 && corrupt[0].contains("block 3"), "{corrupt:?}");
+    assert!(aside.len() == 1 && aside[0].contains("/disk-1"), "{aside:?}");
+    // It is gone altogether.
+    nodes.0[1].held.clear();
+    nodes.0[1].tells_missing = true;
+    client.meta.report_corruption(corruption(chunk, ids[1], true)).await.expect("is taken");
+    nodes.0[1].beat().await;
+    nodes.0[1].beat().await;
     let found = client.meta.get_chunk_locations(locate).await.expect("answers").into_inner();
-    assert_eq!(found.chunks[0].replicas, ids[2..], "the last one");
+    assert!(!found.chunks[0].replicas.contains(&ids[1]));
+    nodes.until(&cluster, &[], full(1)).await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_chunk_whose_copies_are_all_bad_is_missing_and_stays_on_record() {
+    let cluster = Cluster::start(quick()).await;
+    let mut client = Client::open(&cluster, 1).await;
+    let mut nodes = Nodes::start(&cluster, 3).await;
+    let (_, chunk) = nodes.store(&mut client, "f", 3).await;
+    for at in 0..3 {
+        nodes.0[at].bad.insert(chunk);
+        let report = corruption(chunk, nodes.0[at].id, false);
+        client.meta.report_corruption(report).await.expect("is taken");
+        // Before repair copies a bad one, which a real node refuses.
+        nodes.0[at].loses_jobs = true;
+    }
+    nodes.until(&cluster, &[], |status| status.chunks.is_some_and(|chunks| chunks.missing == 1)).await;
+    let locate = v1::GetChunkLocationsRequest { chunk_ids: vec![id_bytes(chunk.as_bytes())] };
+    let found = client.meta.get_chunk_locations(locate).await.expect("answers").into_inner();
+    assert_eq!((found.chunks.len(), found.chunks[0].replicas.len()), (1, 0));
+    assert!(nodes.0.iter().all(|node| node.deleted.is_empty()), "nothing is deleted");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn orders_about_scrubs_ride_on_heartbeats_and_passes_are_told() {
+    let cluster = Cluster::start(quick()).await;
+    let mut admin = cluster.admin();
+    let mut nodes = Nodes::start(&cluster, 2).await;
+    let verb = v1::ScrubVerb::Start.into();
+    let unknown = v1::OrderScrubRequest { verb, node_ids: vec![99] };
+    assert_eq!(code(admin.order_scrub(unknown).await), ErrorCode::NotFound);
+    assert_eq!(code(admin.order_scrub(v1::OrderScrubRequest::default()).await), ErrorCode::InvalidArgument);
+    let second = nodes.0[1].id;
+    let one = v1::OrderScrubRequest { verb, node_ids: vec![second] };
+    let given = admin.order_scrub(one).await.expect("is taken").into_inner();
+    assert_eq!(given.node_ids, [second]);
+    assert!(nodes.0[0].beat().await.scrub.is_none());
+    let order = nodes.0[1].beat().await.scrub.expect("told");
+    assert_eq!((order.number, order.verb), (given.number, verb));
+    assert!(nodes.0[1].beat().await.scrub.is_none(), "it has taken it");
+    let pass = v1::ScrubPass { started_ns: 1, ended_ns: 7_000_000_001, chunks: 5, bytes: 6, bad: 1 };
+    let what = Some(v1::disk_notice::What::Pass(pass));
+    let notice = v1::DiskNotice { disk_id: vec![2; 16].into(), disk: "/disk-2".into(), what };
+    for _ in 0..2 {
+        nodes.0[1].notices.push(notice.clone());
+        nodes.0[1].beat().await;
+    }
+    let status = admin.scrub_status(v1::ScrubStatusRequest {}).await.expect("answers").into_inner();
+    let node = status.nodes.iter().find(|node| node.node_id == second).expect("listed");
+    assert_eq!((node.order_taken, node.disks.len()), (given.number, 1));
+    for _ in 0..100 {
+        if !events(&cluster, "scrub-pass").await.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let passes = events(&cluster, "scrub-pass").await;
+    assert_eq!(passes.len(), 1, "the notice came twice: {passes:?}");
+    assert!(passes[0].contains("in 7 s, 1 bad"), "{passes:?}");
     cluster.stop().await;
 }
 

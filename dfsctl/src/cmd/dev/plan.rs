@@ -78,10 +78,17 @@ pub(super) struct Plan {
     pub(super) meta_ports: Vec<u16>,
     /// Port of each storage node.
     pub(super) storage_ports: Vec<u16>,
+    /// Data directories of each storage node.
+    #[serde(default = "one_disk")]
+    pub(super) disks: u32,
     /// Mount point, absolute.
     pub(super) mount: Option<String>,
     /// Options of the processes.
     pub(super) options: Options,
+}
+
+fn one_disk() -> u32 {
+    1
 }
 
 /// Options of the processes; `None` leaves a program's own default.
@@ -192,6 +199,7 @@ impl Plan {
             replication: wanted.min(storages),
             meta_ports: all[..metas].to_vec(),
             storage_ports: all[metas..].to_vec(),
+            disks: args.disks.unwrap_or(1),
             mount: mount_point(args)?,
             options,
         };
@@ -209,11 +217,13 @@ impl Plan {
         if differs(args.meta_nodes, metas)
             || differs(args.storage_nodes, storages)
             || differs(replication, self.replication as usize)
+            || differs(args.disks, self.disks as usize)
         {
             return Err(Failure::usage(format!(
-                "the cluster in {} was made with -m {metas} -s {storages} --replication {}",
+                "the cluster in {} was made with -m {metas} -s {storages} --replication {} --disks {}",
                 dir.display(),
-                self.replication
+                self.replication,
+                self.disks
             ))
             .hint("leave these options out, or name another --dir"));
         }
@@ -271,10 +281,20 @@ impl Plan {
     /// What the process is known by: arguments that no other process has.
     pub(super) fn identity(&self, name: Name, home: &Home) -> Identity {
         let arguments = match name {
-            Name::Meta(_) | Name::Storage(_) => vec!["--data-dir".into(), home.data(name).into_os_string()],
+            Name::Meta(_) | Name::Storage(_) => vec!["--data-dir".into(), self.data_dirs(name, home)],
             Name::Mount => self.mount_words(),
         };
         Identity { arguments }
+    }
+
+    /// The data directories of a node, as its option takes them.
+    fn data_dirs(&self, name: Name, home: &Home) -> OsString {
+        let dir = home.data(name);
+        if self.disks == 1 || !matches!(name, Name::Storage(_)) {
+            return dir.into_os_string();
+        }
+        let dirs: Vec<OsString> = (1..=self.disks).map(|n| dir.join(format!("disk-{n}")).into_os_string()).collect();
+        dirs.join(",".as_ref())
     }
 
     fn mount_words(&self) -> Vec<OsString> {
@@ -327,7 +347,7 @@ impl Plan {
         pair("--name", name.to_string().into());
         pair("--listen", address.clone().into());
         pair("--advertise", address.into());
-        pair("--data-dir", home.data(name).into_os_string());
+        pair("--data-dir", self.data_dirs(name, home));
     }
 }
 

@@ -93,8 +93,47 @@ fn flip(path: &Path) -> Result<()> {
 }
 
 #[test]
+fn a_bad_copy_is_set_aside_and_replaced_whatever_step_is_the_last() -> Result<()> {
+    let mut case = Case::start(builder().expect_log("a corrupt copy was set aside"))?;
+    for point in ["quarantine-renamed", "copy-set-aside"] {
+        case.write_many(4)?;
+        case.cluster.wait_healthy(LIMIT)?;
+        let bad = chunks_of(&case.cluster, "storage-2")?.into_iter().next().context("a chunk")?;
+        case.cluster.arm("storage-2", point)?;
+        case.cluster.wait_alive(3)?;
+        flip(&bad)?;
+        // The node dies over it: whether there is an answer is not the question.
+        case.cluster.dfsctl(&["--deadline", "2s", "fsck", "--verify"])?;
+        case.back("storage-2", point)?;
+        wait::until("it is replaced", LIMIT, || {
+            case.cluster.dfsctl(&["fsck", "--verify"]).is_ok_and(|output| output.code == 0)
+        })?;
+    }
+    case.finish()
+}
+
+#[test]
+fn a_scrub_goes_on_where_it_was() -> Result<()> {
+    let mut case = Case::start(builder())?;
+    case.write_many(20)?;
+    case.cluster.wait_healthy(LIMIT)?;
+    // It dies when the first pass notes how far it is, or with the order in hand.
+    case.cluster.arm("storage-2", "scrub-verified")?;
+    case.cluster.dfsctl(&["--deadline", "2s", "scrub", "start", "storage-2"])?;
+    case.back("storage-2", "scrub-verified")?;
+    case.cluster.dfsctl_ok(&["scrub", "start", "storage-2"])?;
+    wait::until("the pass ends, and has read every chunk", LIMIT, || {
+        let events = case.cluster.dfsctl_ok(&["events", "--json", "--kind", "scrub-pass", "-n", "0"]);
+        let passes = events.ok().and_then(|text| serde_json::from_str::<Vec<serde_json::Value>>(&text).ok());
+        let read = |event: &serde_json::Value| event["fields"]["chunks"].as_u64() >= Some(20);
+        passes.is_some_and(|passes| passes.iter().any(read))
+    })?;
+    case.finish()
+}
+
+#[test]
 fn a_bad_copy_is_replaced_although_the_leader_dies_over_it() -> Result<()> {
-    let mut case = Case::start(builder().expect_log("a copy on this node is corrupt"))?;
+    let mut case = Case::start(builder().expect_log("a corrupt copy was set aside"))?;
     case.write_many(6)?;
     case.cluster.wait_healthy(LIMIT)?;
     let bad = chunks_of(&case.cluster, "storage-2")?.into_iter().next().context("a chunk")?;

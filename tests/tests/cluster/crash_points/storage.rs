@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use dfs_tests::crash;
 
-use super::{Case, back_in_any_order, builder};
+use super::{Case, LIMIT, back_in_any_order, builder};
 
 #[test]
 fn a_chunk_is_stored_whole_or_not_at_all() -> Result<()> {
@@ -88,6 +88,30 @@ fn what_was_removed_is_deleted_in_the_end_whoever_dies_on_the_way() -> Result<()
         case.back(node, point)?;
     }
     case.finish()
+}
+
+#[test]
+fn a_node_that_dies_while_it_stamps_its_disks_is_one_node() -> Result<()> {
+    let mut cluster = builder().describe()?;
+    let dir = cluster.data_dir("storage-1");
+    let disks = ["d1", "d2"].map(|disk| dir.join(disk).display().to_string()).join(",");
+    for node in ["meta-1", "storage-2", "storage-3"] {
+        cluster.start(node)?;
+    }
+    cluster.wait_alive(2)?;
+    let node = cluster.node("storage-1");
+    node.set_flag("--data-dir", &disks);
+    node.arm("directory-stamped")?;
+    node.await_crash("directory-stamped")?;
+    cluster.start("storage-1")?;
+    cluster.wait_alive(3)?;
+    let nodes = cluster.status()?["nodes"].as_array().map_or(0, Vec::len);
+    ensure!(nodes == 3, "{nodes} nodes are known");
+    let mount = cluster.mount()?;
+    let sum = dfs_tests::files::write_noise(&mount.join("f"), 1, 100_000)?;
+    ensure!(dfs_tests::files::sha256(&mount.join("f"))? == sum);
+    cluster.wait_healthy(LIMIT)?;
+    cluster.finish([mount])
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub(in crate::cmd::dev) fn plan() -> Plan {
         replication: 3,
         meta_ports: vec![11_001, 11_002],
         storage_ports: vec![12_001, 12_002, 12_003],
+        disks: 1,
         mount: None,
         options: Options::default(),
     }
@@ -58,7 +59,7 @@ fn later_options_must_agree() {
     assert_eq!(plan().agree(&up(""), dir), Ok(false));
     assert_eq!(plan().agree(&up("-m 2 -s 3 --replication 3"), dir), Ok(false));
     assert_eq!(plan().agree(&up("-m 2 -s 3 --replication 9"), dir), Ok(false), "lowered as when it was made");
-    for other in ["-m 1", "-s 4", "--replication 2"] {
+    for other in ["-m 1", "-s 4", "--replication 2", "--disks 2"] {
         let failure = plan().agree(&up(other), dir).expect_err(other);
         assert!(failure.message.contains("-m 2 -s 3 --replication 3"), "{failure}");
     }
@@ -123,6 +124,10 @@ fn command_lines() {
     assert!(meta.ends_with("--replication 3 --write-quorum 2 --heartbeat 1s --raft-heartbeat=50ms"), "{meta}");
     let storage = line(Name::Storage(3));
     assert!(storage.contains("--meta 127.0.0.1:11001,127.0.0.1:11002 --capacity 1G"), "{storage}");
+    plan.disks = 2;
+    let storage = words(&plan.program(Name::Storage(3), &home, "/bin/x".into()));
+    assert!(storage.contains("/storage-3/disk-1,/") && storage.contains("/storage-3/disk-2 --meta"), "{storage}");
+    let line = |name| words(&plan.program(name, &home, "/bin/x".into()));
     assert_eq!(line(Name::Mount), "127.0.0.1:11001,127.0.0.1:11002 /mnt/x -o ro,cache=1 -f");
 }
 

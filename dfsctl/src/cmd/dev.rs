@@ -50,7 +50,7 @@ pub struct Dev {
 #[derive(Subcommand, Debug)]
 pub enum DevVerb {
     /// Start what does not run, and wait until the cluster serves
-    Up(Up),
+    Up(Box<Up>),
     /// Show the processes; exit code 5 if one of them is not running
     Status(Where),
     /// End all processes; the data stays

@@ -235,11 +235,11 @@ fn storage_args(name: &str, number: u32, meta: &[String], disk: &Path, seed: u64
     .into_iter()
     .map(OsString::from)
     .collect();
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         args.extend(["--scrub-interval", "15s", "--scrub-tranquility", "1"].map(OsString::from));
     }
     // A machine loses power with all its disks.
-    let disks = if seed % 3 == 0 { vec![disk.join("a"), disk.join("b")] } else { vec![disk.to_owned()] };
+    let disks = if seed.is_multiple_of(3) { vec![disk.join("a"), disk.join("b")] } else { vec![disk.to_owned()] };
     args.extend(disks.into_iter().flat_map(|disk| ["--data-dir".into(), disk.into()]));
     args
 }

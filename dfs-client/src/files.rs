@@ -197,6 +197,26 @@ impl Dfs {
         Ok(self.shared.cluster.call(&what, request, ask).await?.number)
     }
 
+    /// Says what a verb would do to a storage node, and does it unless it is a dry run or needs its losses accepted.
+    ///
+    /// # Errors
+    /// No such node, or it cannot be done; no answer within the deadline.
+    pub async fn change_node(&self, request: v1::ChangeNodeRequest) -> Result<v1::ChangeNodeResponse, Error> {
+        let what = || "changing a storage node".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).change_node(q).await };
+        self.shared.cluster.call(&what, request, ask).await
+    }
+
+    /// Begins or ends a rebalance of the storage nodes, or only asks; says how evenly they are filled.
+    ///
+    /// # Errors
+    /// No answer within the deadline.
+    pub async fn rebalance(&self, verb: v1::RebalanceVerb) -> Result<v1::RebalanceResponse, Error> {
+        let what = || "rebalance of the storage nodes".to_owned();
+        let ask = |c, q| async move { AdminServiceClient::new(c).rebalance(q).await };
+        self.shared.cluster.call(&what, v1::RebalanceRequest { verb: verb.into() }, ask).await
+    }
+
     /// Who has a pending version of a file.
     ///
     /// # Errors

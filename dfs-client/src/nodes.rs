@@ -110,7 +110,7 @@ impl Nodes {
     pub(crate) fn score(&self, node: &Node) -> Score {
         let inner = node.lock();
         let host = inner.address.rsplit_once(':').map_or("", |(host, _)| host);
-        let healthy = matches!(inner.state, NodeState::Alive | NodeState::Draining);
+        let healthy = matches!(inner.state, NodeState::Alive | NodeState::Draining | NodeState::Maintenance);
         let in_flight = node.in_flight.load(Ordering::Relaxed) as u64;
         Score {
             unhealthy: !healthy || inner.failed_at.is_some_and(|when| when.elapsed() < AVOID_FOR),

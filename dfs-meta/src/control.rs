@@ -15,7 +15,10 @@ pub mod garbage;
 pub mod heartbeat;
 pub mod inventory;
 mod locks;
+pub mod nodes;
 pub mod placement;
+pub mod rebalance;
+mod rebalances;
 pub mod repair;
 pub mod repairs;
 pub mod reports;
@@ -31,12 +34,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dfs_common::{
-    ChunkId, ErrorCode, FileId, InodeId, NodeId, SessionId, layout::Replicas, lock::Lock, node::NodeState,
-};
+use dfs_common::{ChunkId, ErrorCode, FileId, InodeId, NodeId, SessionId, layout::Replicas, lock::Lock, node::Health};
 use dfs_proto::status::RpcError;
 use tokio::sync::{Notify, watch};
 
+pub use rebalances::Balance;
 pub use runner::run;
 pub use settings::{RepairSettings, Settings};
 use soft::Soft;
@@ -352,25 +354,29 @@ impl Handle {
 
     /// Brings the agreed state of a node in line with what the failure detector says.
     async fn judge(&self, node: NodeId) -> Result<(), RpcError> {
-        let Some(from) = self.inner.raft.peek(|state| state.node(node).map(|node| node.state)) else { return Ok(()) };
-        let Some(state) = self.lead(|soft, now| soft.detector.judge(node, from, now))? else { return Ok(()) };
+        let agreed = self.inner.raft.peek(|state| {
+            let node = state.node(node).filter(|node| node.is_member())?;
+            Some((node.health, node.is_excused(unix_now_ns())))
+        });
+        let Some((from, excused)) = agreed else { return Ok(()) };
+        let Some(health) = self.lead(|soft, now| soft.detector.judge(node, from, excused, now))? else { return Ok(()) };
         let silent = self.lead(|soft, now| soft.detector.silence(node, now))?;
-        match self.apply(Command::SetNodeState { node, state, from }).await {
+        match self.apply(Command::SetNodeHealth { node, health, from }).await {
             Ok(_) => {}
             // Somebody else, an administrator or a heartbeat at the same moment, was faster.
             Err(error) if error.code == ErrorCode::Stale => return Ok(()),
             Err(error) => return Err(error),
         }
-        match state {
-            NodeState::Dead => tracing::warn!(%node, %from, ?silent, "storage node is dead, its copies are replaced"),
-            NodeState::Alive | NodeState::Suspect | NodeState::Draining | NodeState::Decommissioned => {
-                tracing::info!(%node, %from, to = %state, ?silent, "storage node changed state");
+        match health {
+            Health::Dead => tracing::warn!(%node, %from, ?silent, "storage node is dead, its copies are replaced"),
+            Health::Alive | Health::Suspect => {
+                tracing::info!(%node, %from, to = %health, ?silent, "storage node changed state");
             }
         }
-        if state == NodeState::Alive {
+        if health == Health::Alive {
             self.lead(|soft, now| {
                 self.note_return(soft, node, now);
-                if from == NodeState::Dead {
+                if from == Health::Dead {
                     soft.inventories.restart(node, now);
                 }
             })?;

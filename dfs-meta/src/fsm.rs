@@ -14,7 +14,7 @@
 //! - [`record`]: what is stored.
 //! - [`state`]: the state and [`State::apply`](state::State::apply).
 //! - `read`: what the RPC layer and the planners ask.
-//! - `session`, `namespace`, `name`, `rename`, `attr`, `version`, `trash`, `chunk`, `holders`, `node`: the rules, one room each.
+//! - `session`, `namespace`, `name`, `rename`, `attr`, `version`, `trash`, `chunk`, `holders`, `node`, `admin`, `rebalance`: the rules, one room each.
 //! - [`event`]: what happened, for the administrator.
 //! - `restore`: a cluster that goes on from an older state.
 //! - [`snapshot`]: the state as a stream of records.
@@ -29,12 +29,14 @@ pub mod snapshot;
 pub mod state;
 pub mod trash;
 
+mod admin;
 mod attr;
 mod chunk;
 mod holders;
 mod name;
 mod namespace;
 mod node;
+mod rebalance;
 mod rename;
 mod restore;
 pub mod risk;
@@ -44,11 +46,13 @@ mod version;
 #[cfg(test)]
 mod tests;
 
+pub use admin::{Action, Impact};
 pub use command::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Refusal, RepairLimits, Reply, Settings};
 pub use event::{Event, Fact, Severity};
 pub use holders::Holders;
 pub use read::{DirEntry, DirPage, FileLayout};
-pub use record::{Chunk, Counters, DoomedOn, Node, Pending, Reason, Session, Trashed};
+pub use rebalance::{Rebalance, RebalanceChange};
+pub use record::{Admin, Chunk, Counters, DoomedOn, Node, Pending, Reason, Session, Trashed};
 pub use restore::Restored;
 pub use risk::{Figure, Risk};
 pub use snapshot::SnapshotError;

@@ -5,6 +5,7 @@
 
 mod admin;
 mod backup;
+mod drain;
 mod events;
 mod files;
 mod listing;
@@ -21,7 +22,7 @@ mod session;
 mod tests;
 mod trash;
 
-use dfs_common::{ErrorCode, NodeId, SessionId};
+use dfs_common::{ErrorCode, NodeId, SessionId, node::NodeState};
 use dfs_proto::{
     convert::NodeAddress,
     status::RpcError,
@@ -68,7 +69,11 @@ fn addresses(state: &State, ids: impl IntoIterator<Item = NodeId>) -> Vec<NodeAd
             id: node.id,
             address: node.address.clone(),
             name: node.name.clone(),
-            state: node.state,
+            // Who reads and writes need not know why no new chunk comes to it.
+            state: match node.state() {
+                NodeState::Maintenance => NodeState::Alive,
+                state => state,
+            },
         })
         .collect()
 }

@@ -148,6 +148,7 @@ pub fn state_to_wire(state: NodeState) -> v1::NodeState {
         NodeState::Dead => v1::NodeState::Dead,
         NodeState::Draining => v1::NodeState::Draining,
         NodeState::Decommissioned => v1::NodeState::Decommissioned,
+        NodeState::Maintenance => v1::NodeState::Maintenance,
     }
 }
 
@@ -160,6 +161,7 @@ pub fn state(number: i32) -> Result<NodeState, RpcError> {
         Ok(v1::NodeState::Dead) => Ok(NodeState::Dead),
         Ok(v1::NodeState::Draining) => Ok(NodeState::Draining),
         Ok(v1::NodeState::Decommissioned) => Ok(NodeState::Decommissioned),
+        Ok(v1::NodeState::Maintenance) => Ok(NodeState::Maintenance),
         Ok(v1::NodeState::Unspecified) | Err(_) => Err(malformed("node state")),
     }
 }

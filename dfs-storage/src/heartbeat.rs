@@ -434,7 +434,12 @@ impl Heartbeat {
 fn is_final(code: ErrorCode) -> bool {
     matches!(
         code,
-        ErrorCode::WrongCluster | ErrorCode::WrongNode | ErrorCode::Incompatible | ErrorCode::InvalidArgument
+        ErrorCode::WrongCluster
+            | ErrorCode::WrongNode
+            | ErrorCode::Incompatible
+            | ErrorCode::InvalidArgument
+            // It was removed for good.
+            | ErrorCode::NotPermitted
     )
 }
 

@@ -7,8 +7,8 @@ use dfs_client::config::ClientArgs;
 
 use crate::{
     cmd::{
-        change, clone, cluster, dev, events, explain, fsck, meta, mount, namespace, repair, scrub, transfer, trash,
-        wait,
+        change, clone, cluster, dev, events, explain, fsck, meta, mount, namespace, node, rebalance, repair, scrub,
+        transfer, trash, wait,
     },
     exit,
 };
@@ -113,6 +113,10 @@ pub enum Verb {
     Repair(repair::Repair),
     /// Watch and steer how stored bytes are verified
     Scrub(scrub::Scrub),
+    /// Empty a storage node, let it be away for a while, or remove it
+    Node(node::Node),
+    /// Move chunks from full storage nodes to empty ones
+    Rebalance(rebalance::Rebalance),
     /// Run a whole cluster on this machine
     Dev(dev::Dev),
 }

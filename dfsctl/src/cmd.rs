@@ -10,6 +10,8 @@ pub mod fsck;
 pub mod meta;
 pub mod mount;
 pub mod namespace;
+pub mod node;
+pub mod rebalance;
 pub mod repair;
 pub mod scrub;
 pub mod transfer;
@@ -53,6 +55,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Mount(args) => mount::run(&context, &args),
         Verb::Repair(args) => repair::run(&context, &args),
         Verb::Scrub(args) => scrub::run(&context, &args),
+        Verb::Rebalance(args) => rebalance::run(&context, &args),
+        Verb::Node(args) => node::run(&context, &args),
         Verb::Dev(args) => dev::run(&context, args),
     }
 }

@@ -3,19 +3,22 @@
 //! Healthy is about data, not about machines. A cluster is healthy when
 //! - a leader answers and a majority of the metadata voters is reachable,
 //! - every chunk that a file references has all its live copies (none is under-replicated, endangered or missing), and
-//! - no storage node that holds chunks is suspect: its copies still count, and nobody knows yet whether they should.
+//! - no storage node that holds chunks is suspect outside of maintenance: its copies still count, and nobody knows yet whether
+//!   they should.
 //!
 //! A storage node that is dead while its chunks are fully replicated elsewhere, and a metadata node that is down while a
-//! majority is up, are shown as remarks and do not make the cluster unhealthy.
+//! majority is up, and nodes that are drained or in maintenance, are shown as remarks and do not make the cluster unhealthy.
 
+mod node;
 mod space;
 
 use dfs_proto::v1;
 use serde::Serialize;
 
+pub use node::{Cost, Disk, Node};
 pub use space::SpaceHeld;
 
-use crate::text::{bytes, counted, percent, utc};
+use crate::text::{bytes, counted, percent};
 
 /// The document of `dfsctl status --json`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -82,71 +85,6 @@ pub struct Member {
     pub matched_index: u64,
 }
 
-/// One storage node.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Node {
-    /// Number given by metadata.
-    pub id: u32,
-    /// Its name.
-    pub name: String,
-    /// `host:port`.
-    pub address: String,
-    /// Failure domain.
-    pub rack: String,
-    /// `alive`, `suspect`, `dead`, `draining`, `decommissioned`.
-    pub state: String,
-    /// Bytes it can hold.
-    pub capacity_bytes: u64,
-    /// Bytes it holds.
-    pub used_bytes: u64,
-    /// Chunks it holds.
-    pub chunk_count: u64,
-    /// Milliseconds since its last heartbeat.
-    pub silent_ms: u64,
-    /// When it came into its state, nanoseconds since the Unix epoch; 0 if unknown.
-    pub since_ns: i64,
-    /// What its loss would cost.
-    pub if_it_fails: Cost,
-    /// Its data directories, as it last said; empty until the leader has heard from it.
-    pub disks: Vec<Disk>,
-}
-
-/// One data directory of a storage node.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Disk {
-    /// Kept in the directory; hexadecimal.
-    pub disk_id: String,
-    /// The directory.
-    pub path: String,
-    /// It was taken out.
-    pub failed: bool,
-    /// Why; empty if it works.
-    pub reason: String,
-    /// Bytes it can hold.
-    pub capacity_bytes: u64,
-    /// Bytes it holds.
-    pub used_bytes: u64,
-    /// Chunks it holds.
-    pub chunk_count: u64,
-    /// Bad copies set aside on it.
-    pub quarantined_copies: u64,
-}
-
-impl From<v1::DiskReport> for Disk {
-    fn from(wire: v1::DiskReport) -> Self {
-        Self {
-            disk_id: hex(&wire.disk_id),
-            path: wire.path,
-            failed: wire.failed,
-            reason: wire.reason,
-            capacity_bytes: wire.capacity_bytes,
-            used_bytes: wire.used_bytes,
-            chunk_count: wire.chunk_count,
-            quarantined_copies: wire.quarantined_copies,
-        }
-    }
-}
-
 /// Chunks of files with so many live copies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct CopyClass {
@@ -156,30 +94,6 @@ pub struct CopyClass {
     pub chunks: u64,
     /// Bytes of these, one copy counted.
     pub bytes: u64,
-}
-
-/// What the loss of a storage node would cost, beyond what is lost already.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize)]
-pub struct Cost {
-    /// Chunks whose only live copy is on it.
-    pub lost_chunks: u64,
-    /// Bytes of these.
-    pub lost_bytes: u64,
-    /// Chunks that would have one live copy left.
-    pub endangered_chunks: u64,
-    /// Bytes of these.
-    pub endangered_bytes: u64,
-}
-
-impl Cost {
-    fn words(self) -> String {
-        let Self { lost_chunks, lost_bytes, endangered_chunks, .. } = self;
-        let lost = match lost_chunks {
-            0 => "0 chunks lost".to_owned(),
-            n => format!("{} LOST ({})", counted(n, "chunk"), bytes(lost_bytes)),
-        };
-        format!("{lost}, {endangered_chunks} endangered")
-    }
 }
 
 /// Chunks that files reference.
@@ -195,6 +109,8 @@ pub struct Chunks {
     pub endangered: u64,
     /// With none.
     pub missing: u64,
+    /// Those of `full` that need copies elsewhere because nodes are drained.
+    pub moving: u64,
 }
 
 /// Repair work.
@@ -303,6 +219,7 @@ impl Status {
                 under_replicated: chunks.under_replicated,
                 endangered: chunks.endangered,
                 missing: chunks.missing,
+                moving: chunks.moving,
             }),
             copies: wire
                 .copies
@@ -356,7 +273,11 @@ impl Status {
                 self.settings.replication
             ));
         }
-        for node in self.nodes.iter().filter(|node| node.state == "suspect" && node.chunk_count > 0) {
+        for node in self
+            .nodes
+            .iter()
+            .filter(|node| node.state == "suspect" && node.chunk_count > 0 && node.maintenance_until_ns == 0)
+        {
             problems.push(format!("{} is suspect{}: silent for {}", node.name, node.since(), seconds(node.silent_ms)));
         }
         problems
@@ -371,6 +292,7 @@ impl Status {
         for node in self.nodes.iter().filter(|node| node.state == "dead") {
             remarks.push(format!("{} is dead{}: silent for {}", node.name, node.since(), seconds(node.silent_ms)));
         }
+        remarks.extend(self.nodes.iter().filter_map(|node| node.decision(self.repair)));
         let down: Vec<_> = self.meta.members.iter().filter(|m| !m.reachable).map(|m| m.name.as_str()).collect();
         if !down.is_empty() {
             remarks.push(format!("metadata nodes not reachable: {}", down.join(", ")));
@@ -456,13 +378,19 @@ impl Status {
 
     fn storage_words(&self) -> String {
         let state = |name: &str| self.nodes.iter().filter(|node| node.state == name).count();
+        let others: String = ["draining", "maintenance"]
+            .into_iter()
+            .filter(|name| state(name) > 0)
+            .map(|name| format!(", {} {name}", state(name)))
+            .collect();
         let used: u64 = self.nodes.iter().map(|node| node.used_bytes).fold(0, u64::saturating_add);
         let capacity: u64 = self.nodes.iter().map(|node| node.capacity_bytes).fold(0, u64::saturating_add);
         format!(
-            "{} alive, {} suspect, {} dead; {} of {} used ({} %)",
+            "{} alive, {} suspect, {} dead{}; {} of {} used ({} %)",
             state("alive"),
             state("suspect"),
             state("dead"),
+            others,
             bytes(used),
             bytes(capacity),
             percent(used, capacity)
@@ -480,8 +408,17 @@ impl Status {
         facts.push((
             "chunks",
             format!(
-                "{}: {} full, {} under-replicated, {} endangered, {} missing",
-                chunks.total, chunks.full, chunks.under_replicated, chunks.endangered, chunks.missing
+                "{}: {} full, {} under-replicated, {} endangered, {} missing{}",
+                chunks.total,
+                chunks.full,
+                chunks.under_replicated,
+                chunks.endangered,
+                chunks.missing,
+                if chunks.moving > 0 {
+                    format!("; {} on nodes that are drained", chunks.moving)
+                } else {
+                    String::new()
+                }
             ),
         ));
         facts.push(("copies", self.copies_words()));
@@ -524,47 +461,6 @@ impl Member {
             raft_id: wire.raft_id,
             matched_index: wire.matched_index,
         }
-    }
-}
-
-impl Node {
-    fn new(wire: v1::NodeStatus) -> Self {
-        let state = dfs_proto::convert::state(wire.state).map_or_else(|_| "unknown".into(), |state| state.to_string());
-        Self {
-            id: wire.node_id,
-            name: wire.name,
-            address: wire.address,
-            rack: wire.rack,
-            state,
-            capacity_bytes: wire.capacity_bytes,
-            used_bytes: wire.used_bytes,
-            chunk_count: wire.chunk_count,
-            silent_ms: wire.silent_ms,
-            since_ns: wire.since_ns,
-            disks: wire.disks.into_iter().map(Disk::from).collect(),
-            if_it_fails: Cost {
-                lost_chunks: wire.if_lost.unwrap_or_default().chunks,
-                lost_bytes: wire.if_lost.unwrap_or_default().bytes,
-                endangered_chunks: wire.if_endangered.unwrap_or_default().chunks,
-                endangered_bytes: wire.if_endangered.unwrap_or_default().bytes,
-            },
-        }
-    }
-
-    /// What its loss would cost, in words; nothing for a node that does not serve.
-    #[must_use]
-    pub(crate) fn cost(&self) -> String {
-        if self.serves() { self.if_it_fails.words() } else { String::new() }
-    }
-
-    /// Whether its copies count.
-    fn serves(&self) -> bool {
-        matches!(self.state.as_str(), "alive" | "suspect" | "draining")
-    }
-
-    /// Since when it is in its state, for the middle of a sentence.
-    fn since(&self) -> String {
-        if self.since_ns == 0 { String::new() } else { format!(" since {} UTC", utc(self.since_ns)) }
     }
 }
 

@@ -540,6 +540,12 @@ impl AdminService for Service {
     async fn list_events(&self, _: Request<v1::ListEventsRequest>) -> Answer<v1::ListEventsResponse> {
         unsupported()
     }
+    async fn change_node(&self, _: Request<v1::ChangeNodeRequest>) -> Answer<v1::ChangeNodeResponse> {
+        unsupported()
+    }
+    async fn rebalance(&self, _: Request<v1::RebalanceRequest>) -> Answer<v1::RebalanceResponse> {
+        unsupported()
+    }
     type AddMetaNodeStream = tokio_stream::Empty<Result<v1::MetaChange, Status>>;
     async fn add_meta_node(&self, _: Request<v1::AddMetaNodeRequest>) -> Answer<Self::AddMetaNodeStream> {
         unsupported()

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dfs_common::{NodeId, node::NodeState};
+use dfs_common::{NodeId, node::Health};
 
 /// Accusers remembered for one node. Two suffice to make it suspect.
 const ACCUSERS_MAX: usize = 8;
@@ -154,20 +154,18 @@ impl Detector {
         accused.is_some_and(|at| now.saturating_duration_since(at) < self.timing.suspect)
     }
 
-    /// The state `node` should have, given the agreed one; `None` when nothing changes. Administrative states are left alone.
+    /// The health `node` should have, given the agreed one; `None` when nothing changes. One that is `excused` may be silent:
+    /// that makes it suspect and not dead.
     #[must_use]
-    pub fn judge(&self, node: NodeId, agreed: NodeState, now: Instant) -> Option<NodeState> {
-        if matches!(agreed, NodeState::Draining | NodeState::Decommissioned) {
-            return None;
-        }
+    pub fn judge(&self, node: NodeId, agreed: Health, excused: bool, now: Instant) -> Option<Health> {
         let silence = self.silence(node, now);
-        let next = if silence > self.timing.dead {
-            NodeState::Dead
+        let next = if silence > self.timing.dead && !excused {
+            Health::Dead
         } else if silence > self.timing.suspect || self.is_accused(node, silence) {
             // A dead node that is still silent stays dead: a new leader's fresh count must not revive it.
-            if agreed == NodeState::Dead { NodeState::Dead } else { NodeState::Suspect }
+            if agreed == Health::Dead { Health::Dead } else { Health::Suspect }
         } else if self.was_heard(node) {
-            NodeState::Alive
+            Health::Alive
         } else {
             agreed
         };
@@ -205,12 +203,12 @@ mod tests {
         let t0 = Instant::now();
         let mut detector = Detector::new(TIMING, t0);
         detector.heard(N, t0 + secs(1));
-        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(11)), None);
-        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(12)), Some(NodeState::Suspect));
-        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(31)), None);
-        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(32)), Some(NodeState::Dead));
+        assert_eq!(detector.judge(N, Health::Alive, false, t0 + secs(11)), None);
+        assert_eq!(detector.judge(N, Health::Alive, false, t0 + secs(12)), Some(Health::Suspect));
+        assert_eq!(detector.judge(N, Health::Suspect, false, t0 + secs(31)), None);
+        assert_eq!(detector.judge(N, Health::Suspect, false, t0 + secs(32)), Some(Health::Dead));
         detector.heard(N, t0 + secs(40));
-        assert_eq!(detector.judge(N, NodeState::Dead, t0 + secs(40)), Some(NodeState::Alive));
+        assert_eq!(detector.judge(N, Health::Dead, false, t0 + secs(40)), Some(Health::Alive));
     }
 
     #[test]
@@ -219,16 +217,16 @@ mod tests {
         let mut detector = Detector::new(TIMING, t0);
         detector.heard(N, t0);
         detector.accuse(N, Accuser::Node(NodeId(2)), t0 + secs(1));
-        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(1)), None, "one accuser, no beat missed");
-        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(5)), Some(NodeState::Suspect), "and a beat missed");
+        assert_eq!(detector.judge(N, Health::Alive, false, t0 + secs(1)), None, "one accuser, no beat missed");
+        assert_eq!(detector.judge(N, Health::Alive, false, t0 + secs(5)), Some(Health::Suspect), "and a beat missed");
         detector.accuse(N, Accuser::Client(7), t0 + secs(1));
-        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(1)), Some(NodeState::Suspect));
+        assert_eq!(detector.judge(N, Health::Alive, false, t0 + secs(1)), Some(Health::Suspect));
         for i in 0..100 {
             detector.accuse(N, Accuser::Client(i), t0 + secs(2));
         }
-        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(2)), None);
+        assert_eq!(detector.judge(N, Health::Suspect, false, t0 + secs(2)), None);
         detector.heard(N, t0 + secs(3));
-        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(3)), Some(NodeState::Alive));
+        assert_eq!(detector.judge(N, Health::Suspect, false, t0 + secs(3)), Some(Health::Alive));
         assert!(detector.recently_accused(N, t0 + secs(4)) && !detector.recently_accused(N, t0 + secs(13)));
     }
 
@@ -238,18 +236,30 @@ mod tests {
         let mut detector = Detector::new(TIMING, t0);
         detector.heard(N, t0);
         detector.left(N);
-        assert_eq!(detector.judge(N, NodeState::Alive, t0), Some(NodeState::Suspect));
+        assert_eq!(detector.judge(N, Health::Alive, false, t0), Some(Health::Suspect));
         detector.heard(N, t0 + secs(1));
-        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(1)), Some(NodeState::Alive));
+        assert_eq!(detector.judge(N, Health::Suspect, false, t0 + secs(1)), Some(Health::Alive));
     }
 
     #[test]
     fn a_new_leader_keeps_the_dead_dead() {
         let t0 = Instant::now();
         let detector = Detector::new(TIMING, t0);
-        assert_eq!(detector.judge(N, NodeState::Dead, t0 + secs(1)), None);
-        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(1)), None, "unheard: as it was");
-        assert_eq!(detector.judge(N, NodeState::Draining, t0 + secs(500)), None);
+        assert_eq!(detector.judge(N, Health::Dead, false, t0 + secs(1)), None);
+        assert_eq!(detector.judge(N, Health::Suspect, false, t0 + secs(1)), None, "unheard: as it was");
+    }
+
+    #[test]
+    fn an_excused_node_is_suspect_however_long_it_is_silent_and_dead_when_the_excuse_ends() {
+        let t0 = Instant::now();
+        let mut detector = Detector::new(TIMING, t0);
+        detector.heard(N, t0);
+        assert_eq!(detector.judge(N, Health::Alive, true, t0 + secs(11)), Some(Health::Suspect));
+        assert_eq!(detector.judge(N, Health::Suspect, true, t0 + secs(500)), None);
+        assert_eq!(detector.judge(N, Health::Dead, true, t0 + secs(500)), None, "an excuse revives nobody");
+        assert_eq!(detector.judge(N, Health::Suspect, false, t0 + secs(500)), Some(Health::Dead));
+        detector.heard(N, t0 + secs(501));
+        assert_eq!(detector.judge(N, Health::Suspect, true, t0 + secs(501)), Some(Health::Alive));
     }
 
     #[test]
@@ -281,10 +291,10 @@ mod tests {
         for _ in 0..9 {
             detector.accuse(N, Accuser::Successor, t0 + secs(1));
         }
-        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(4)), None);
-        assert_eq!(detector.judge(N, NodeState::Alive, t0 + secs(5)), Some(NodeState::Suspect));
+        assert_eq!(detector.judge(N, Health::Alive, false, t0 + secs(4)), None);
+        assert_eq!(detector.judge(N, Health::Alive, false, t0 + secs(5)), Some(Health::Suspect));
         detector.heard(N, t0 + secs(5));
-        assert_eq!(detector.judge(N, NodeState::Suspect, t0 + secs(5)), Some(NodeState::Alive));
+        assert_eq!(detector.judge(N, Health::Suspect, false, t0 + secs(5)), Some(Health::Alive));
     }
 
     #[derive(Debug, Clone)]
@@ -318,10 +328,10 @@ mod tests {
             detector.heard(N, now);
             for (gap, change) in gaps_ms.into_iter().zip(leader_changes) {
                 now += Duration::from_millis(gap);
-                prop_assert_eq!(detector.judge(N, NodeState::Alive, now), None);
+                prop_assert_eq!(detector.judge(N, Health::Alive, false, now), None);
                 if change {
                     detector = Detector::new(TIMING, now);
-                    prop_assert_eq!(detector.judge(N, NodeState::Alive, now), None);
+                    prop_assert_eq!(detector.judge(N, Health::Alive, false, now), None);
                 }
                 detector.heard(N, now);
             }
@@ -349,7 +359,7 @@ mod tests {
             let mut now = Instant::now();
             let mut detector = Detector::new(TIMING, now);
             let mut since = now;
-            let mut agreed = [NodeState::Alive; 4];
+            let mut agreed = [Health::Alive; 4];
             let mut heard = [now; 4];
             for event in events {
                 match event {
@@ -367,23 +377,23 @@ mod tests {
                 }
                 for n in 0..4u32 {
                     let i = n as usize;
-                    if let Some(next) = detector.judge(NodeId(n), agreed[i], now) {
-                        if next == NodeState::Dead {
+                    if let Some(next) = detector.judge(NodeId(n), agreed[i], false, now) {
+                        if next == Health::Dead {
                             prop_assert!(now - heard[i].max(since) > TIMING.dead);
                             prop_assert!(now - since > TIMING.dead, "within the grace period of a new leader");
                         }
-                        if next == NodeState::Alive {
+                        if next == Health::Alive {
                             prop_assert!(now - heard[i] <= TIMING.suspect);
                             detector.returned(NodeId(n), now);
                         }
                         agreed[i] = next;
                     }
-                    prop_assert_eq!(detector.judge(NodeId(n), agreed[i], now), None, "judgements are stable");
+                    prop_assert_eq!(detector.judge(NodeId(n), agreed[i], false, now), None, "judgements are stable");
                     let silence = now - heard[i].max(since);
                     if silence > TIMING.dead {
-                        prop_assert_eq!(agreed[i], NodeState::Dead, "silence always kills");
+                        prop_assert_eq!(agreed[i], Health::Dead, "silence always kills");
                     } else if silence > TIMING.suspect {
-                        prop_assert!(agreed[i] != NodeState::Alive, "a silent node is not trusted");
+                        prop_assert!(agreed[i] != Health::Alive, "a silent node is not trusted");
                     }
                 }
             }

@@ -132,7 +132,7 @@ impl Handle {
         let chunks: Vec<ChunkId> = copies.iter().map(|copy| copy.chunk).collect();
         let (known, last): (HashSet<ChunkId>, HashSet<ChunkId>) = self.inner.raft.peek(|state| {
             let known = chunks.iter().filter(|id| state.chunk(**id).is_some_and(|c| c.replicas.contains(&node)));
-            let is_last = |id: &&ChunkId| state.chunk(**id).is_some_and(|c| c.live <= 1);
+            let is_last = |id: &&ChunkId| state.chunk(**id).is_some_and(|c| c.live() <= 1);
             (known.clone().copied().collect(), known.filter(is_last).copied().collect())
         });
         self.lead(|soft, now| {

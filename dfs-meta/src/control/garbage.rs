@@ -98,7 +98,7 @@ pub fn expired(
 pub fn shortage(candidates: &[Candidate], replication: usize, spare: u64, reserve: u64) -> u64 {
     let mut lacks: Vec<u64> = candidates
         .iter()
-        .filter(|c| matches!(c.state, NodeState::Alive | NodeState::Suspect))
+        .filter(|c| matches!(c.state, NodeState::Alive | NodeState::Suspect | NodeState::Maintenance) && !c.leaving)
         .map(|c| {
             let wanted = reserve.saturating_add(c.capacity_bytes / 1000 * spare);
             wanted.saturating_sub(c.capacity_bytes.saturating_sub(c.used_bytes))
@@ -253,6 +253,7 @@ mod tests {
         Candidate {
             id: NodeId(n),
             state: NodeState::Alive,
+            leaving: false,
             rack: String::new(),
             host: String::new(),
             capacity_bytes,

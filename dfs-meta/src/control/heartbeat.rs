@@ -17,7 +17,7 @@ use dfs_common::{
     ChunkId, ErrorCode, NodeId, Uuid,
     crash::{self, Point},
     disk::{DiskNotice, DiskReport, ScrubOrder},
-    node::NodeState,
+    node::{Health, NodeState},
 };
 use dfs_proto::status::RpcError;
 
@@ -30,6 +30,7 @@ use super::{
     soft::{Report, Soft},
     space,
     trim::Ready,
+    unix_now_ns,
 };
 use crate::fsm::{Command, Fact, Reply, Settings, State};
 
@@ -147,7 +148,7 @@ impl Handle {
     pub async fn register(&self, asked: Registration) -> Result<(NodeId, Settings), RpcError> {
         let was_away = self.inner.raft.peek(|state| {
             let known = state.nodes().find(|node| node.uuid == asked.uuid);
-            known.is_some_and(|node| matches!(node.state, NodeState::Suspect | NodeState::Dead))
+            known.is_some_and(|node| node.health != Health::Alive)
         });
         let Registration { uuid, name, address, rack, capacity_bytes, used_bytes, chunk_count, incarnation } = asked;
         let command = Command::RegisterNode {
@@ -213,9 +214,9 @@ impl Handle {
         let known = self
             .inner
             .raft
-            .read(|state| state.node(beat.node).map(|node| (node.incarnation, node.state)))
+            .read(|state| state.node(beat.node).map(|node| (node.incarnation, node.is_member())))
             .await?
-            .is_some_and(|(incarnation, state)| incarnation == beat.incarnation && state != NodeState::Decommissioned);
+            .is_some_and(|(incarnation, is_member)| incarnation == beat.incarnation && is_member);
         let term = self.term();
         if !known {
             return Ok(Orders { register_again: true, term, ..Orders::default() });
@@ -241,7 +242,9 @@ impl Handle {
     /// dead the copying must not wait for the next heartbeat.
     fn may_repair(&self, node: NodeId) -> Result<bool, RpcError> {
         let alarm = self.inner.raft.peek(|state| {
-            let is_alarming = |n: &crate::fsm::Node| n.state == NodeState::Suspect && n.chunk_count > 0;
+            let now_ns = unix_now_ns();
+            let is_alarming =
+                |n: &crate::fsm::Node| n.health == Health::Suspect && n.chunk_count > 0 && !n.is_excused(now_ns);
             state.nodes().any(is_alarming) && state.node(node).is_some_and(|n| n.chunk_count > 0)
         });
         Ok(alarm || self.lead(|soft, _| soft.planner.has_jobs(node))?)
@@ -499,9 +502,7 @@ fn sighting(state: &State, node: NodeId, held: &Held) -> Sighting {
 /// Whether a copy may be deleted now: it is not in the record, and enough others on nodes that are surely there are, or nobody
 /// needs any.
 fn may_evict(state: &State, node: NodeId, chunk: ChunkId, others: u32) -> bool {
-    let is_sure = |id: &&NodeId| {
-        state.node(**id).is_some_and(|node| matches!(node.state, NodeState::Alive | NodeState::Draining))
-    };
+    let is_sure = |id: &&NodeId| state.node(**id).is_some_and(|node| node.is_member() && node.health == Health::Alive);
     state.chunk(chunk).is_none_or(|chunk| {
         let sure = chunk.replicas.iter().filter(is_sure).count();
         !chunk.replicas.contains(&node) && sure >= others as usize
@@ -511,9 +512,9 @@ fn may_evict(state: &State, node: NodeId, chunk: ChunkId, others: u32) -> bool {
 /// Whether the copies that were confirmed are all still recorded, on nodes that are alive, beside the one that is to go.
 fn is_still_excessive(state: &State, ready: &Ready) -> bool {
     let Ready { chunk, victim, confirmed } = ready;
-    let is_alive = |id: &NodeId| state.node(*id).is_some_and(|node| node.state == NodeState::Alive);
+    let is_alive = |id: &NodeId| state.node(*id).is_some_and(|node| node.state() == NodeState::Alive);
     state.chunk(*chunk).is_some_and(|found| {
-        found.live > state.settings().replication
+        found.counted() > state.settings().replication
             && found.replicas.contains(victim)
             && confirmed.iter().all(|id| found.replicas.contains(id) && is_alive(id))
     })
@@ -522,7 +523,8 @@ fn is_still_excessive(state: &State, ready: &Ready) -> bool {
 /// Whether the copy that a job makes is still missing.
 fn is_wanted(state: &State, job: &Job) -> bool {
     state.chunk(job.chunk).is_some_and(|chunk| {
-        let missing = chunk.live < state.settings().replication || job.urgent;
+        let is_moved = job.moving && state.rebalance().running && chunk.is_published();
+        let missing = chunk.counted() < state.settings().replication || job.urgent || is_moved;
         missing && chunk.is_wanted() && chunk.replicas.contains(&job.source) && !chunk.replicas.contains(&job.target)
     })
 }

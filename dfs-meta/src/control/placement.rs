@@ -21,8 +21,10 @@ const FILL_STEPS: u128 = 1000;
 pub struct Candidate {
     /// Its number.
     pub id: NodeId,
-    /// Agreed state.
+    /// Health and admin state in one word.
     pub state: NodeState,
+    /// It is to be emptied: its copies serve, and are not among those that are wanted.
+    pub leaving: bool,
     /// Failure domain.
     pub rack: String,
     /// Host part of its address.
@@ -135,7 +137,7 @@ pub fn target<'a, R: Rng>(
         .iter()
         .filter(|c| c.state == NodeState::Alive && !is_holder(c) && c.has_room(bytes, reserve) && allowed(c.id))
         .min_by_key(|c| {
-            let living = candidates.iter().filter(is_holder).filter(|h| h.state != NodeState::Dead);
+            let living = candidates.iter().filter(is_holder).filter(|h| h.state != NodeState::Dead && !h.leaving);
             score(c, living, "", rng.random())
         })
 }
@@ -227,6 +229,7 @@ mod tests {
         Candidate {
             id: NodeId(id),
             state: NodeState::Alive,
+            leaving: false,
             rack: rack.into(),
             host: format!("h{id}"),
             capacity_bytes: 100 << 30,

@@ -34,12 +34,14 @@ use super::{
     placement::{self, Candidate},
     settings::RepairSettings,
 };
-use crate::fsm::{RepairLimits, record::counts_as_live};
+use crate::fsm::RepairLimits;
 
 /// Pauses remembered. Beyond it the one that ends first is forgotten.
 const PAUSES_MAX: usize = 16_384;
 /// Chunks remembered with the moment they were first seen to lack copies. Beyond it a chunk is taken for an old one.
 const FIRST_SEEN_MAX: usize = 65_536;
+/// Moves of a rebalance have one in so many of the streams and of the bytes a second that repairs have.
+const MOVE_SHARE: u32 = 4;
 /// Longest cause of a failure that is kept, characters.
 const CAUSE_MAX: usize = 200;
 
@@ -84,6 +86,8 @@ pub struct Job {
     pub copies: usize,
     /// Only one live copy is left.
     pub urgent: bool,
+    /// Nothing lacks: a rebalance wants one more, so that another one can go.
+    pub moving: bool,
     /// Whether the source has been told; before that the job waits for its heartbeat.
     pub issued: bool,
     /// When it was planned or issued.
@@ -154,6 +158,7 @@ struct Route {
     target: NodeId,
     copies: usize,
     urgent: bool,
+    moving: bool,
 }
 
 /// Jobs under way and what was learned from failed ones.
@@ -164,9 +169,14 @@ pub struct Planner {
     term: u64,
     counter: u32,
     jobs: BTreeMap<u64, Job>,
+    /// Those of them that move.
+    moving: usize,
     by_chunk: HashMap<ChunkId, u64>,
     loads: Loads,
     throttle: Throttle,
+    /// Of moves: a share of the limit.
+    move_throttle: Throttle,
+    move_progress: Progress,
     first_seen: HashMap<ChunkId, (Instant, Instant)>,
     pauses: BTreeMap<(ChunkId, NodeId), Pause>,
     progress: Progress,
@@ -183,8 +193,11 @@ impl Planner {
             term,
             counter: 0,
             jobs: BTreeMap::new(),
+            moving: 0,
             by_chunk: HashMap::new(),
             throttle: Throttle::new(now),
+            move_throttle: Throttle::new(now),
+            move_progress: Progress::default(),
             first_seen: HashMap::new(),
             pauses: BTreeMap::new(),
             progress: Progress::default(),
@@ -195,6 +208,9 @@ impl Planner {
     pub fn begin_round(&mut self, limits: RepairLimits, now: Instant) {
         self.limits = limits;
         self.throttle.refill(limits.bytes_per_s, now);
+        // A limit stays one, however small: 0 would be none.
+        let share = limits.bytes_per_s.div_ceil(MOVE_SHARE.into());
+        self.move_throttle.refill(share, now);
     }
 
     /// Jobs under way.
@@ -209,9 +225,56 @@ impl Planner {
         &self.progress
     }
 
+    /// How fast chunks are moved.
+    #[must_use]
+    pub fn move_progress(&self) -> &Progress {
+        &self.move_progress
+    }
+
+    /// Whether copies are being made that are lacking.
+    #[must_use]
+    pub fn is_repairing(&self) -> bool {
+        self.jobs.len() > self.moving
+    }
+
+    /// Whether another move fits into the share of the limits that moves have.
+    #[must_use]
+    pub fn can_move(&self, nodes: usize) -> bool {
+        let streams = usize::try_from(self.limits.streams_per_node).unwrap_or(usize::MAX).saturating_mul(nodes);
+        let streams = streams.min(usize::try_from(self.limits.streams_total).unwrap_or(usize::MAX));
+        self.moving < (streams / MOVE_SHARE as usize).max(1) && !self.move_throttle.is_used_up() && self.has_capacity()
+    }
+
+    /// The job of a number, while it is under way.
+    #[must_use]
+    pub fn job(&self, id: u64) -> Option<&Job> {
+        self.jobs.get(&id)
+    }
+
+    /// Plans a copy for a chunk that lacks none, on `target`. `false` if no source can send it now, or a pause is in the way.
+    pub fn plan_move<R: Rng>(
+        &mut self,
+        need: &Need,
+        target: NodeId,
+        candidates: &[Candidate],
+        wanted: Wanted,
+        now: Instant,
+        rng: &mut R,
+    ) -> bool {
+        let standing = Standing::of(need, candidates, wanted);
+        let is_free = self.loads.can_receive(target, false) && !self.is_paused(need.chunk, target, now);
+        if self.is_in_work(need.chunk) || !is_free {
+            return false;
+        }
+        let Some(source) = self.source(need.chunk, &standing, now, rng) else { return false };
+        self.move_throttle.spend(need.length);
+        self.insert(need, Route { source, target, copies: standing.copies, urgent: false, moving: true }, now);
+        true
+    }
+
     /// Nothing lacks a copy that could be made: what the repair that has ended so made, once.
     pub fn end_of_repair(&mut self) -> Option<progress::Made> {
-        if self.jobs.is_empty() { self.progress.end() } else { None }
+        if self.is_repairing() { None } else { self.progress.end() }
     }
 
     /// Whether another job fits.
@@ -382,7 +445,8 @@ impl Planner {
             self.pause(job.chunk, job.source, cause, now);
         } else {
             self.loads.grow(job.source, job.length);
-            self.progress.note(job.length, now);
+            let progress = if job.moving { &mut self.move_progress } else { &mut self.progress };
+            progress.note(job.length, now);
             self.pauses.remove(&(job.chunk, job.target));
         }
         Some(job)
@@ -449,7 +513,7 @@ impl Planner {
                 (None, None) => Verdict::NoTarget,
             }
         })?;
-        Ok(Route { source, target, copies, urgent })
+        Ok(Route { source, target, copies, urgent, moving: false })
     }
 
     /// A chunk that became endangered while its job waits is urgent from now on.
@@ -467,18 +531,21 @@ impl Planner {
         self.counter = self.counter.wrapping_add(1);
         let id = (self.term << 32) | u64::from(self.counter);
         let Need { chunk, length, sha256, .. } = *need;
-        let Route { source, target, copies, urgent } = route;
-        let job = Job { id, chunk, length, sha256, source, target, copies, urgent, issued: false, since: now };
+        let Route { source, target, copies, urgent, moving } = route;
+        let job = Job { id, chunk, length, sha256, source, target, copies, urgent, moving, issued: false, since: now };
         self.loads.add(&job);
         self.jobs.insert(id, job);
         self.by_chunk.insert(chunk, id);
         self.first_seen.remove(&chunk);
-        self.progress.begin(now);
+        self.moving += usize::from(moving);
+        let progress = if moving { &mut self.move_progress } else { &mut self.progress };
+        progress.begin(now);
     }
 
     fn remove(&mut self, id: u64) -> Option<Job> {
         let job = self.jobs.remove(&id)?;
         self.by_chunk.remove(&job.chunk);
+        self.moving -= usize::from(job.moving);
         self.loads.remove(&job);
         Some(job)
     }
@@ -546,7 +613,7 @@ fn failure((chunk, node): (ChunkId, NodeId), pause: &Pause, now: Instant) -> Fai
 struct Standing<'a> {
     /// Holders that can be told to send.
     sources: Vec<&'a Candidate>,
-    /// Copies that count.
+    /// Copies that count: those on nodes that are to be emptied do not.
     copies: usize,
     /// One of them surely serves, and more are wanted.
     urgent: bool,
@@ -556,7 +623,8 @@ impl<'a> Standing<'a> {
     fn of(need: &Need, candidates: &'a [Candidate], wanted: Wanted) -> Self {
         let holders = || need.holders.iter().filter_map(|id| placement::find(candidates, *id));
         let sources: Vec<&Candidate> = holders().filter(|c| can_send(c.state)).collect();
-        let copies = holders().filter(|c| counts_as_live(c.state)).count();
+        let counts = |c: &&Candidate| !c.leaving && !matches!(c.state, NodeState::Dead | NodeState::Decommissioned);
+        let copies = holders().filter(counts).count();
         let urgent = sources.len() == 1 && wanted.replication > 1;
         Self { sources, copies, urgent }
     }
@@ -570,7 +638,7 @@ impl<'a> Standing<'a> {
 /// Whether a node in this state can be told to send.
 fn can_send(state: NodeState) -> bool {
     match state {
-        NodeState::Alive | NodeState::Draining => true,
+        NodeState::Alive | NodeState::Draining | NodeState::Maintenance => true,
         NodeState::Suspect | NodeState::Dead | NodeState::Decommissioned => false,
     }
 }

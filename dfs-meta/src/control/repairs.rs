@@ -105,7 +105,7 @@ impl Handle {
                 trimming: soft.trimmer.active() as u64,
                 ..Figures::default()
             };
-            for job in soft.planner.jobs() {
+            for job in soft.planner.jobs().filter(|job| !job.moving) {
                 figures.active += 1;
                 figures.urgent += u64::from(job.urgent);
                 figures.active_bytes += u64::from(job.length);
@@ -234,7 +234,7 @@ impl Handle {
                     Some(Queued {
                         chunk: *id,
                         length: found.length,
-                        live: found.live,
+                        live: found.live(),
                         wanted: state.settings().replication,
                         holders: need.holders,
                         verdict,

@@ -1,5 +1,7 @@
 //! Single events that storage nodes and clients report: finished uploads, finished repairs, bad copies.
 
+use std::collections::BTreeSet;
+
 use dfs_common::{
     ChunkId, ErrorCode, NodeId,
     crash::{self, Point},
@@ -66,10 +68,16 @@ impl Handle {
         // references any more is found by the inventory.
         let replicas: Vec<_> = results.iter().filter(|r| r.failure.is_none()).map(|r| (r.chunk, r.target)).collect();
         if !replicas.is_empty() {
+            // Moves are recorded when the other copy has gone.
+            let moved = self.lead(|soft, _| {
+                let is_move = |id: u64| soft.planner.job(id).is_some_and(|job| job.moving);
+                let moved = results.iter().filter(|result| is_move(result.job));
+                moved.map(|result| result.chunk).collect::<BTreeSet<ChunkId>>()
+            })?;
             let before: Vec<(u32, u64)> = self.inner.raft.peek(|state| {
                 let record =
-                    |(chunk, _): &(ChunkId, NodeId)| state.chunk(*chunk).map(|c| (c.live, u64::from(c.length)));
-                replicas.iter().filter_map(record).collect()
+                    |(chunk, _): &(ChunkId, NodeId)| state.chunk(*chunk).map(|c| (c.live(), u64::from(c.length)));
+                replicas.iter().filter(|(chunk, _)| !moved.contains(chunk)).filter_map(record).collect()
             });
             crash::point(Point::RepairHeard);
             self.apply(Command::ReplicasAdded { replicas }).await?;

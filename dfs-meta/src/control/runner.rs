@@ -58,7 +58,8 @@ async fn run_rounds(handle: &Handle, cancel: &CancellationToken) {
             () = handle.inner.finished.notified() => {
                 // Results of the next moment are planned for together.
                 tokio::time::sleep(REPLAN_GAP).await;
-                if let Err(error) = handle.plan_repairs() {
+                // Whether a rebalance is over, the next round finds out.
+                if let Err(error) = handle.plan_repairs().and_then(|()| handle.plan_moves().map(|_| ())) {
                     tracing::debug!(%error, "no repairs are planned");
                 }
             }
@@ -101,6 +102,8 @@ impl Handle {
         }
         let nodes: Vec<Node> = self.inner.raft.peek(|state| state.nodes().cloned().collect());
         self.lead(|soft, now| soft.settle(&nodes, self.settings(), now))?;
+        // First: whose maintenance is over is judged as one whose silence counts.
+        self.end_decisions().await?;
         for node in &nodes {
             self.judge(node.id).await?;
         }
@@ -108,6 +111,7 @@ impl Handle {
         self.expire_repairs(&nodes)?;
         self.plan_repairs()?;
         self.plan_trims(&nodes)?;
+        self.rebalance_round().await?;
         self.give_up_trash().await?;
         self.release_garbage().await?;
         self.look_up_unknown().await
@@ -170,7 +174,7 @@ impl Handle {
                 };
                 scan_under_replicated(soft, state, self.settings().repair.window, &mut consider);
                 let suspects: Vec<NodeId> =
-                    nodes.iter().filter(|n| n.state == NodeState::Suspect).map(|n| n.id).collect();
+                    nodes.iter().filter(|n| n.state() == NodeState::Suspect).map(|n| n.id).collect();
                 scan_suspects(soft, state, &suspects, &mut consider);
                 if state.counters().lacking_copies == 0
                     && let Some(made) = soft.planner.end_of_repair()
@@ -272,7 +276,8 @@ impl Handle {
                     let Some(chunk) = state.chunk(id) else { continue };
                     let is_busy = soft.planner.is_in_work(id) || soft.is_evicted(id, &chunk.replicas);
                     if !is_busy && chunk.replicas.iter().all(is_at_rest) {
-                        soft.trimmer.consider(id, &chunk.replicas, &candidates, wanted, now);
+                        let moved_from = soft.rebalancer.of(id).map(|moved| moved.from);
+                        soft.trimmer.consider(id, &chunk.replicas, &candidates, wanted, now, moved_from);
                     }
                 }
                 soft.trimmer.cursor = last.filter(|_| looked == TRIM_WINDOW);
@@ -431,7 +436,7 @@ fn scan_suspects(
         if !soft.planner.has_capacity() {
             return;
         }
-        if state.chunk(chunk).is_some_and(|c| c.is_wanted() && c.live as usize >= replication) {
+        if state.chunk(chunk).is_some_and(|c| c.is_wanted() && c.counted() as usize >= replication) {
             consider(soft, chunk);
         }
         last = Some((node, chunk));

@@ -18,6 +18,7 @@ use super::{
     inventory::{self, Inventories},
     locks::SessionLocks,
     placement::{Candidate, Outstanding},
+    rebalance::Rebalancer,
     repair::Planner,
     sessions::Sessions,
     settings::Settings,
@@ -59,6 +60,7 @@ pub(super) struct Soft {
     pub(super) outstanding: Outstanding,
     pub(super) planner: Planner,
     pub(super) trimmer: Trimmer,
+    pub(super) rebalancer: Rebalancer,
     pub(super) unknown: UnknownChunks,
     pub(super) inventories: Inventories,
     pub(super) reports: HashMap<NodeId, Report>,
@@ -91,6 +93,7 @@ impl Soft {
             outstanding: Outstanding::default(),
             planner: Planner::new(settings.repair.clone(), term, now),
             trimmer: Trimmer::default(),
+            rebalancer: Rebalancer::default(),
             unknown: UnknownChunks::default(),
             inventories: Inventories::new(term << 32),
             reports: HashMap::new(),
@@ -114,7 +117,8 @@ impl Soft {
                 let figures = self.figures(node, now);
                 Candidate {
                     id: node.id,
-                    state: node.state,
+                    state: node.state(),
+                    leaving: node.is_leaving(),
                     rack: node.rack.clone(),
                     host: node.address.rsplit_once(':').map_or("", |(host, _)| host).to_owned(),
                     capacity_bytes: figures.capacity_bytes,

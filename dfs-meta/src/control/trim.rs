@@ -34,8 +34,6 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(120);
 /// How much a copy is in the way; the one with the most goes. The order of the fields is the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Burden {
-    /// Its node is to be emptied.
-    pub leaving: bool,
     /// Other copies in the same failure domain.
     pub domain_copies: usize,
     /// Bytes of the node's capacity that are used, in thousandths.
@@ -75,14 +73,14 @@ pub struct Trimmer {
 }
 
 /// Whose copy goes: the worst-placed one of those that can go while `wanted` copies on nodes that are surely there, and stay,
-/// are left. `None` if there is none.
+/// are left. `None` if there is none. Copies on nodes that are to be emptied do not count, and are left until the node goes: until
+/// then they are one more that can be read, and are there again when it stays after all.
 #[must_use]
 pub fn victim(holders: &[NodeId], candidates: &[Candidate], wanted: usize) -> Option<NodeId> {
     let holders: Vec<&Candidate> = holders.iter().filter_map(|id| placement::find(candidates, *id)).collect();
     let stays = |c: &Candidate| c.state == NodeState::Alive;
     let staying = holders.iter().filter(|c| stays(c)).count();
     let burden = |c: &Candidate| Burden {
-        leaving: c.state == NodeState::Draining,
         domain_copies: holders.iter().filter(|o| o.id != c.id && stays(o) && o.rack == c.rack).count(),
         fill: c.used_bytes.saturating_mul(1000) / c.capacity_bytes.max(1),
         id: c.id,
@@ -90,8 +88,7 @@ pub fn victim(holders: &[NodeId], candidates: &[Candidate], wanted: usize) -> Op
     holders
         .iter()
         // A suspect or dead node cannot be told.
-        .filter(|c| matches!(c.state, NodeState::Alive | NodeState::Draining))
-        .filter(|c| staying - usize::from(stays(c)) >= wanted)
+        .filter(|c| stays(c) && staying > wanted)
         .map(|c| burden(c))
         .max()
         .map(|burden| burden.id)
@@ -110,7 +107,8 @@ impl Trimmer {
         self.trims.len()
     }
 
-    /// Looks at an over-replicated chunk and begins to trim it if one of its copies can go.
+    /// Looks at an over-replicated chunk and begins to trim it if one of its copies can go: that on `moved_from` if there is one, or
+    /// else the worst-placed one.
     pub fn consider(
         &mut self,
         chunk: ChunkId,
@@ -118,11 +116,17 @@ impl Trimmer {
         candidates: &[Candidate],
         wanted: usize,
         now: Instant,
+        moved_from: Option<NodeId>,
     ) -> bool {
         if self.trims.contains_key(&chunk) || !self.has_room() {
             return false;
         }
-        let Some(victim) = victim(holders, candidates, wanted) else { return false };
+        let Some(worst) = victim(holders, candidates, wanted) else { return false };
+        let can_go = |id: &NodeId| {
+            let is_there = placement::find(candidates, *id).is_some_and(|c| c.state == NodeState::Alive);
+            is_there && holders.contains(id)
+        };
+        let victim = moved_from.filter(can_go).unwrap_or(worst);
         let is_sure = |id: &NodeId| placement::find(candidates, *id).is_some_and(|c| c.state == NodeState::Alive);
         let others: Replicas = holders.iter().copied().filter(|id| *id != victim && is_sure(id)).collect();
         self.asked.extend(others.iter().map(|node| (*node, chunk)));
@@ -196,6 +200,7 @@ mod tests {
         Candidate {
             id: NodeId(id),
             state,
+            leaving: state == Draining,
             rack: rack.into(),
             host: String::new(),
             capacity_bytes: 1000,
@@ -225,12 +230,13 @@ mod tests {
         nodes[3].rack = "d".into();
         assert_eq!(victim(&all, &nodes, 3), Some(NodeId(2)), "the fullest");
         nodes[2].state = Draining;
-        assert_eq!(victim(&all, &nodes, 3), Some(NodeId(3)), "the one that is to be emptied");
+        assert_eq!(victim(&all, &nodes, 3), None, "what is on a draining node is none too many");
+        assert_eq!(victim(&all, &nodes, 2), Some(NodeId(2)));
         nodes[0].state = Suspect;
-        assert_eq!(victim(&all, &nodes, 3), None, "only two would surely be left");
-        assert_eq!(victim(&ids(&[2, 3, 4]), &nodes, 3), None);
+        assert_eq!(victim(&all, &nodes, 2), None, "only one would surely be left");
+        assert_eq!(victim(&ids(&[2, 3, 4]), &nodes, 2), None);
         nodes[0].state = Dead;
-        assert_eq!(victim(&all, &nodes, 2), Some(NodeId(3)));
+        assert_eq!(victim(&all, &nodes, 1), Some(NodeId(2)));
     }
 
     #[test]
@@ -238,8 +244,8 @@ mod tests {
         let nodes = [1, 2, 3, 4].map(|id| node(id, Alive, "", u64::from(id)));
         let now = Instant::now();
         let mut trimmer = Trimmer::default();
-        assert!(trimmer.consider(chunk(1), &ids(&[1, 2, 3, 4]), &nodes, 3, now));
-        assert!(!trimmer.consider(chunk(1), &ids(&[1, 2, 3, 4]), &nodes, 3, now), "once");
+        assert!(trimmer.consider(chunk(1), &ids(&[1, 2, 3, 4]), &nodes, 3, now, None));
+        assert!(!trimmer.consider(chunk(1), &ids(&[1, 2, 3, 4]), &nodes, 3, now, None), "once");
         assert!(trimmer.asks(NodeId(4)).is_empty(), "the victim is not asked");
         assert_eq!(trimmer.asks(NodeId(1)), [chunk(1)]);
         assert!(trimmer.confirmed(NodeId(4), &[chunk(1)]).is_empty(), "nobody asked it");
@@ -258,16 +264,16 @@ mod tests {
         let now = Instant::now();
         let mut trimmer = Trimmer::default();
         let all = ids(&[1, 2, 3, 4]);
-        assert!(trimmer.consider(chunk(1), &all, &nodes, 3, now));
+        assert!(trimmer.consider(chunk(1), &all, &nodes, 3, now, None));
         trimmer.confirmed(NodeId(1), &[chunk(1)]);
         trimmer.expire(&nodes, now + CONFIRM_WITHIN + Duration::from_secs(1));
         assert_eq!(trimmer.active(), 0, "too late");
-        assert!(trimmer.consider(chunk(1), &all, &nodes, 3, now));
+        assert!(trimmer.consider(chunk(1), &all, &nodes, 3, now, None));
         nodes[1].state = Suspect;
         trimmer.expire(&nodes, now);
         assert_eq!(trimmer.active(), 0, "one of the others may be gone");
         nodes[1].state = Alive;
-        assert!(trimmer.consider(chunk(1), &all, &nodes, 3, now));
+        assert!(trimmer.consider(chunk(1), &all, &nodes, 3, now, None));
         trimmer.forget_all(&[chunk(1), chunk(2)]);
         assert_eq!((trimmer.active(), trimmer.asked.len()), (0, 0), "a copy was lost");
     }
@@ -292,12 +298,9 @@ mod tests {
                 Some(gone) => {
                     let left: Vec<NodeId> = holders.iter().copied().filter(|id| *id != gone).collect();
                     prop_assert!(sure(&left) >= wanted);
-                    let is_draining = |id: NodeId| nodes.iter().any(|n| n.id == id && n.state == Draining);
-                    prop_assert!(is_draining(gone) || !holders.iter().any(|id| is_draining(*id)));
+                    prop_assert!(nodes.iter().any(|n| n.id == gone && n.state == Alive));
                 }
-                None => prop_assert!(
-                    sure(&holders) < wanted || (sure(&holders) == wanted && nodes.iter().all(|n| n.state != Draining))
-                ),
+                None => prop_assert!(sure(&holders) <= wanted),
             }
         }
     }

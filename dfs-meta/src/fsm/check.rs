@@ -10,7 +10,7 @@ use imbl::OrdSet;
 
 use super::{
     holders::prefix,
-    record::{Body, DoomedOn, counts_as_live},
+    record::{Body, DoomedOn, Share},
     session::OUTCOMES_MAX,
     state::State,
     trash::Cursor,
@@ -231,10 +231,14 @@ impl Check<'_> {
         let mut prefixes = BTreeSet::new();
         let mut on_node = BTreeMap::new();
         for (id, chunk) in &state.chunks {
-            let mut live = 0;
+            let (mut live, mut leaving) = (0, 0);
             for node in &chunk.replicas {
                 copies += 1;
-                live += u32::from(state.node(*node).is_some_and(|node| counts_as_live(node.state)));
+                let share = state.node(*node).map(|node| node.share());
+                live += u16::from(share.is_some_and(|share| share != Share::Lost));
+                leaving += u16::from(share == Some(Share::Leaving));
+                let is_member = state.node(*node).is_some_and(|node| node.is_member());
+                self.require(is_member, || format!("chunk {id}: node {node} was removed"));
                 let (count, bytes) = on_node.entry(*node).or_insert((0_u64, 0_u64));
                 (*count, *bytes) = (*count + 1, *bytes + u64::from(chunk.length));
                 let is_indexed = state.chunks_by_node.get(node).is_some_and(|held| held.contains(&prefix(*id)));
@@ -242,7 +246,10 @@ impl Check<'_> {
                 self.require(is_indexed, || format!("chunk {id}: node {node} is not indexed"));
                 self.require(!state.is_doomed(*node, *id), || format!("chunk {id} is doomed on its holder {node}"));
             }
-            self.require(live == chunk.live, || format!("chunk {id}: {} live copies, {live} found", chunk.live));
+            let said = (chunk.live, chunk.leaving);
+            self.require(said == (live, leaving), || {
+                format!("chunk {id}: {said:?} live and leaving copies, {live} and {leaving} found")
+            });
             self.require(chunk.replicas.is_sorted_by(|a, b| a < b), || format!("chunk {id}: replicas in disorder"));
         }
         let indexed: usize = state.chunks_by_node.values().map(OrdSet::len).sum();
@@ -277,6 +284,8 @@ impl Check<'_> {
         self.require(is_indexed, || "chunks with too many copies are not indexed".to_owned());
         let (said_risks, counted_risks) = (&self.state.risks, &recounted.risks);
         self.require(said_risks == counted_risks, || format!("risks {said_risks:?}, counted {counted_risks:?}"));
+        let (said_rests, counted_rests) = (&self.state.rests, &recounted.rests);
+        self.require(said_rests == counted_rests, || format!("resting {said_rests:?}, counted {counted_rests:?}"));
         self.require(said.chunks == said.full + said.under_replicated + said.missing, || format!("{said:?}"));
     }
 

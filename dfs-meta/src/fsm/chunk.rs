@@ -4,12 +4,12 @@
 //! [`State::change_chunk`], which keeps the figures and the order of danger, and dooms the copies of a chunk that lost its
 //! last reference. Doomed copies are forgotten only when their node has confirmed the deletion.
 
-use dfs_common::{ChunkId, ErrorCode, FileId, NodeId, node::NodeState};
+use dfs_common::{ChunkId, ErrorCode, FileId, NodeId};
 
 use super::{
     command::{Outcome, Receipt, Refusal, RepairLimits, Reply, Settings},
     holders::Holders,
-    record::{Chunk, Counters, counts_as_live},
+    record::{Chunk, Counters, Share},
     state::State,
 };
 
@@ -19,8 +19,10 @@ struct Standing {
     length: u64,
     copies: u64,
     live: u32,
+    counted: u32,
     published: bool,
     wanted: bool,
+    needed: bool,
     trash: bool,
     garbage: bool,
 }
@@ -30,20 +32,22 @@ impl Standing {
         Self {
             length: u64::from(chunk.length),
             copies: chunk.replicas.len() as u64,
-            live: chunk.live,
+            live: chunk.live(),
+            counted: chunk.counted(),
             published: chunk.is_published(),
             wanted: chunk.is_wanted(),
+            needed: chunk.is_needed(),
             trash: chunk.is_trash(),
             garbage: chunk.is_garbage(),
         }
     }
 
     fn is_short(self, wanted: u32) -> bool {
-        self.wanted && self.live < wanted
+        self.wanted && self.counted < wanted
     }
 
     fn is_excessive(self, wanted: u32) -> bool {
-        self.published && self.live > wanted
+        self.published && self.counted > wanted
     }
 
     /// Enters the chunk into the figures, or takes it out.
@@ -78,16 +82,19 @@ impl Standing {
             match self.live {
                 live if live >= wanted => {
                     change(&mut counters.full, 1);
-                    change(&mut counters.over_replicated, u64::from(live > wanted));
+                    change(&mut counters.over_replicated, u64::from(self.counted > wanted));
+                    change(&mut counters.moving, u64::from(self.counted < wanted));
                 }
                 0 => change(&mut counters.missing, 1),
                 live => {
-                    let lacking = u64::from(wanted - live);
                     change(&mut counters.under_replicated, 1);
                     change(&mut counters.endangered, u64::from(live == 1));
-                    change(&mut counters.lacking_copies, lacking);
-                    change(&mut counters.lacking_bytes, lacking * self.length);
                 }
+            }
+            if self.live > 0 {
+                let lacking = u64::from(wanted.saturating_sub(self.counted));
+                change(&mut counters.lacking_copies, lacking);
+                change(&mut counters.lacking_bytes, lacking * self.length);
             }
         }
     }
@@ -103,10 +110,10 @@ impl State {
     }
 
     /// The same for a change that leaves the references as they are: a record that has none yet is left for its caller to
-    /// finish. `moved` is a node whose copies begin (`true`) or cease to count. Says whether it has none.
-    fn edit_chunk(&mut self, id: ChunkId, moved: Option<(NodeId, bool)>, change: impl FnOnce(&mut Chunk)) -> bool {
+    /// finish. `moved` is a node whose copies counted otherwise before. Says whether it has none.
+    fn edit_chunk(&mut self, id: ChunkId, moved: Option<(NodeId, Share)>, change: impl FnOnce(&mut Chunk)) -> bool {
         let wanted = self.settings.replication;
-        let stake = self.chunks.get(&id).and_then(|chunk| self.stake(chunk, moved, false));
+        let stake = self.chunks.get(&id).and_then(|chunk| self.stake(chunk, moved));
         let Some(chunk) = self.chunks.get_mut(&id) else { return false };
         let before = Standing::of(chunk);
         change(chunk);
@@ -114,7 +121,7 @@ impl State {
         let has_none = chunk.refs() == 0;
         if before != after {
             stake.iter().for_each(|stake| self.count_stake(stake, false));
-            let stake = self.chunks.get(&id).and_then(|chunk| self.stake(chunk, moved, true));
+            let stake = self.chunks.get(&id).and_then(|chunk| self.stake(chunk, None));
             stake.iter().for_each(|stake| self.count_stake(stake, true));
             before.count(&mut self.counters, wanted, false);
             after.count(&mut self.counters, wanted, true);
@@ -146,6 +153,8 @@ impl State {
     /// Forgets a chunk whose last reference was a pending version, and leaves its copies where they are: as copies that no version
     /// lists, they wait for their grace time, in which a resumed upload may list them again.
     pub(super) fn forget_chunk(&mut self, id: ChunkId) {
+        // Nothing waits for it any more.
+        self.edit_chunk(id, None, |chunk| chunk.held = 0);
         let Some(chunk) = self.chunks.remove(&id) else { return };
         for node in chunk.replicas.iter().copied() {
             self.unindex_copy(node, id);
@@ -160,7 +169,8 @@ impl State {
         }
         if !self.chunks.contains_key(&id) {
             let replicas = Holders::NONE;
-            let chunk = Chunk { length, sha256, replicas, live: 0, published: 0, trashed: 0, garbage: 0, held: 0 };
+            let chunk =
+                Chunk { length, sha256, replicas, live: 0, leaving: 0, published: 0, trashed: 0, garbage: 0, held: 0 };
             self.chunks.insert(id, chunk);
         }
         for node in replicas {
@@ -170,7 +180,7 @@ impl State {
 
     /// Whether a node may be recorded as a holder: it exists and is not about to delete its copy.
     pub(super) fn may_hold(&self, node: NodeId, chunk: ChunkId) -> bool {
-        let is_member = self.nodes.get(&node).is_some_and(|node| node.state != NodeState::Decommissioned);
+        let is_member = self.nodes.get(&node).is_some_and(|node| node.is_member());
         is_member && !self.doomed.contains_key(&(node, chunk))
     }
 
@@ -183,12 +193,12 @@ impl State {
             return;
         }
         let length = chunk.length;
-        let is_live = self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state));
+        let share = self.share(node);
         self.index_copy(node, id);
         self.count_on_node(node, length, true);
         self.edit_chunk(id, None, |chunk| {
             chunk.replicas.add(node);
-            chunk.live += u32::from(is_live);
+            chunk.count_copy(share, true);
         });
     }
 
@@ -198,20 +208,18 @@ impl State {
             return;
         }
         let length = chunk.length;
-        let is_live = self.nodes.get(&node).is_some_and(|node| counts_as_live(node.state));
+        let share = self.share(node);
         self.unindex_copy(node, id);
         self.count_on_node(node, length, false);
         self.edit_chunk(id, None, |chunk| {
             chunk.replicas.remove(node);
-            chunk.live = chunk.live.saturating_sub(u32::from(is_live));
+            chunk.count_copy(share, false);
         });
     }
 
-    /// A copy began or ceased to count.
-    fn change_live(&mut self, id: ChunkId, node: NodeId, more: bool) {
-        self.edit_chunk(id, Some((node, more)), |chunk| {
-            chunk.live = if more { chunk.live.saturating_add(1) } else { chunk.live.saturating_sub(1) };
-        });
+    /// How the copies on a node count.
+    pub(super) fn share(&self, node: NodeId) -> Share {
+        self.nodes.get(&node).map_or(Share::Lost, |node| node.share())
     }
 
     /// A copy is to be deleted; `length` is 0 where no record says it.
@@ -235,9 +243,15 @@ impl State {
         true
     }
 
-    /// The copies of a node begin or cease to count.
-    pub(super) fn change_live_on(&mut self, node: NodeId, more: bool) {
-        self.for_chunks_on(node, |state, id| state.change_live(id, node, more));
+    /// The copies of a node count otherwise than before; its record says how.
+    pub(super) fn change_share_on(&mut self, node: NodeId, before: Share) {
+        let after = self.share(node);
+        self.for_chunks_on(node, |state, id| {
+            state.edit_chunk(id, Some((node, before)), |chunk| {
+                chunk.count_copy(before, false);
+                chunk.count_copy(after, true);
+            });
+        });
     }
 
     /// Forgets every copy of a node that left for good, doomed ones included.
@@ -263,17 +277,18 @@ impl State {
         self.endangered.clear();
         self.excessive.clear();
         self.risks.clear();
+        self.rests.clear();
         // A clone costs nothing, and lets the figures change while it is walked.
         for (id, chunk) in &self.chunks.clone() {
             let standing = Standing::of(chunk);
             standing.count(&mut self.counters, wanted, true);
             if standing.is_short(wanted) {
-                self.endangered.insert((chunk.live, *id));
+                self.endangered.insert((chunk.live(), *id));
             }
             if standing.is_excessive(wanted) {
                 self.excessive.insert(*id);
             }
-            self.stake(chunk, None, true).iter().for_each(|stake| self.count_stake(stake, true));
+            self.stake(chunk, None).iter().for_each(|stake| self.count_stake(stake, true));
         }
     }
 
@@ -355,7 +370,7 @@ impl State {
 
     /// The proposer saw no reference; this looks again, because a publication may have come in between.
     pub(super) fn doom_unknown(&mut self, node: NodeId, chunks: &[(ChunkId, FileId)]) -> Outcome {
-        if !self.nodes.contains_key(&node) {
+        if !self.nodes.get(&node).is_some_and(|node| node.is_member()) {
             return Err(Refusal::new(ErrorCode::NotFound, format!("node {node} is not registered")));
         }
         if self.restored.is_some() {

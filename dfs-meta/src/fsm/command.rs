@@ -6,11 +6,11 @@
 use dfs_common::{
     Attr, ChunkId, ClusterId, ErrorCode, FileId, FileKind, InodeId, NodeId, SessionId, SetAttr, Uuid,
     layout::{CHUNK_SIZE_DEFAULT, Replicas},
-    node::NodeState,
+    node::Health,
 };
 use serde::{Deserialize, Serialize};
 
-use super::event::Fact;
+use super::{admin::Action, event::Fact, rebalance::RebalanceChange};
 
 /// One Raft entry: commands that the leader gathered, with the time and the random bits they are applied with.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -127,14 +127,14 @@ pub enum Command {
         /// Of the process that stops; another one is refused with `Stale`.
         incarnation: u64,
     },
-    /// The failure detector or an administrator decides. Refused with `Stale` unless the node is in state `from`.
-    SetNodeState {
+    /// The failure detector decides. Refused with `Stale` unless the node's health is `from`.
+    SetNodeHealth {
         /// Which.
         node: NodeId,
-        /// New state.
-        state: NodeState,
-        /// State the decision was made on.
-        from: NodeState,
+        /// New health.
+        health: Health,
+        /// What the decision was made on.
+        from: Health,
     },
     /// Primaries report finished uploads. [`Reply::Chunks`] with those that no pending or published version knows.
     CommitChunks {
@@ -195,6 +195,18 @@ pub enum Command {
     },
     /// An administrator has looked at what a restore or rescue lost: unknown chunks may be deleted again.
     FinishRestore,
+    /// An administrator decides about a storage node, or the leader finds that such a decision has come to its end.
+    Administer {
+        /// Which.
+        node: NodeId,
+        /// What.
+        action: Action,
+    },
+    /// An administrator begins or ends a rebalance, or the leader finds that it has come to its end.
+    Rebalance {
+        /// What.
+        change: RebalanceChange,
+    },
 }
 
 /// A chunk that is durable on some nodes.

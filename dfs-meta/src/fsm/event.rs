@@ -228,6 +228,14 @@ facts! {
     SpaceRecovered "space-recovered" { node: NodeId, used_bytes: u64, capacity_bytes: u64 }
     /// More happened than the log takes.
     EventsDropped "events-dropped" { events: u64 }
+    /// A node is to be emptied; `chunks` have too few copies elsewhere.
+    DrainStarted "drain-started" { node: NodeId, chunks: u64, bytes: u64 }
+    /// A node is not to be emptied after all; `chunks` were still to be copied.
+    DrainCancelled "drain-cancelled" { node: NodeId, chunks: u64 }
+    /// Chunks are moved from full nodes to empty ones from now on.
+    RebalanceStarted "rebalance-started" {}
+    /// They are moved no further, although the nodes are not evenly filled.
+    RebalanceStopped "rebalance-stopped" { chunks: u64, bytes: u64, reason: String }
 }
 
 /// An entry of the log.

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use dfs_common::{ErrorCode, NodeId, Uuid, node::NodeState};
+use dfs_common::{
+    ErrorCode, NodeId, Uuid,
+    node::{Health, NodeState},
+};
 
 use super::{
     command::{Outcome, Refusal, Reply},
     event::Fact,
-    record::{Counters, Node, counts_as_live},
+    record::{Admin, Counters, Node},
     state::State,
 };
 
@@ -30,7 +33,7 @@ impl State {
         self.check_registration(known, asked)?;
         let rivals: Vec<(NodeId, u64)> = self.rivals(known, asked).map(|node| (node.id, node.chunk_count)).collect();
         for (rival, copies) in rivals {
-            self.change_state(now_ns, rival, NodeState::Dead);
+            self.change_health(now_ns, rival, Health::Dead);
             if known.is_none() {
                 self.event(now_ns, Fact::NodeWiped { node: rival, copies });
             }
@@ -48,10 +51,8 @@ impl State {
             let address = asked.address.to_owned();
             self.event(now_ns, Fact::NodeRegistered { node: id, address, created: known.is_none() });
         }
-        // A node that is drained is still to be drained after a restart.
-        if self.nodes.get(&id).is_some_and(|node| node.state != NodeState::Draining) {
-            self.change_state(now_ns, id, NodeState::Alive);
-        }
+        // What an administrator has decided about it holds after a restart.
+        self.change_health(now_ns, id, Health::Alive);
         Ok(Reply::Node { node: id, created: known.is_none() })
     }
 
@@ -66,18 +67,22 @@ impl State {
             return Err(Refusal::new(ErrorCode::InvalidArgument, message));
         }
         if let Some(node) = known.and_then(|id| self.nodes.get(&id))
-            && node.state == NodeState::Decommissioned
-        {
-            let message =
-                format!("node {} ({}) was decommissioned; empty its data directory first", node.id, node.name);
-            return Err(Refusal::new(ErrorCode::NotPermitted, message));
-        }
-        if let Some(rival) =
-            self.rivals(known, asked).find(|node| matches!(node.state, NodeState::Alive | NodeState::Draining))
+            && !node.is_member()
         {
             let message = format!(
+                "storage node {} (number {}) was removed from the cluster for good and cannot come back with this data directory; \
+                 to use the machine again, start it with an empty data directory",
+                node.name, node.id
+            );
+            return Err(Refusal::new(ErrorCode::NotPermitted, message));
+        }
+        if let Some(rival) = self.rivals(known, asked).find(|node| node.health == Health::Alive) {
+            let message = format!(
                 "node {} ({} at {}) is {} and has this name or address",
-                rival.id, rival.name, rival.address, rival.state
+                rival.id,
+                rival.name,
+                rival.address,
+                rival.state()
             );
             return Err(Refusal::new(ErrorCode::AlreadyExists, message));
         }
@@ -87,9 +92,7 @@ impl State {
     /// Other nodes of the same name or address that could still come back.
     fn rivals(&self, known: Option<NodeId>, asked: &Registration<'_>) -> impl Iterator<Item = &Node> {
         self.nodes().filter(move |node| {
-            Some(node.id) != known
-                && node.state != NodeState::Decommissioned
-                && (node.name == asked.name || node.address == asked.address)
+            Some(node.id) != known && node.is_member() && (node.name == asked.name || node.address == asked.address)
         })
     }
 
@@ -104,10 +107,11 @@ impl State {
             rack: String::new(),
             capacity_bytes: 0,
             incarnation: 0,
-            state: NodeState::Dead,
+            health: Health::Dead,
             since_ns: now_ns,
             chunk_count: 0,
             chunk_bytes: 0,
+            admin: Admin::InService,
         };
         self.nodes.insert(id, Arc::new(node));
         self.nodes_by_uuid.insert(asked.uuid, id);
@@ -119,44 +123,55 @@ impl State {
         if node.incarnation != incarnation {
             return Err(Refusal::new(ErrorCode::Stale, format!("node {id} was started again meanwhile")));
         }
-        if node.state == NodeState::Alive {
-            self.change_state(now_ns, id, NodeState::Suspect);
+        if node.health == Health::Alive {
+            self.change_health(now_ns, id, Health::Suspect);
         }
         Ok(Reply::Done)
     }
 
-    pub(super) fn set_node_state(&mut self, now_ns: i64, id: NodeId, state: NodeState, from: NodeState) -> Outcome {
-        let now = self.existing_node(id)?.state;
-        if now != from {
-            return Err(Refusal::new(ErrorCode::Stale, format!("node {id} is {now}, not {from}")));
-        }
-        if now == NodeState::Decommissioned && state != now {
+    pub(super) fn set_node_health(&mut self, now_ns: i64, id: NodeId, health: Health, from: Health) -> Outcome {
+        let node = self.existing_node(id)?;
+        if !node.is_member() {
             return Err(Refusal::new(ErrorCode::NotPermitted, format!("node {id} left for good")));
         }
-        self.change_state(now_ns, id, state);
+        if node.health != from {
+            return Err(Refusal::new(ErrorCode::Stale, format!("node {id} is {}, not {from}", node.health)));
+        }
+        self.change_health(now_ns, id, health);
         Ok(Reply::Done)
     }
 
-    fn existing_node(&self, id: NodeId) -> Result<&Node, Refusal> {
+    pub(super) fn existing_node(&self, id: NodeId) -> Result<&Node, Refusal> {
         self.node(id).ok_or_else(|| Refusal::new(ErrorCode::NotFound, format!("node {id} is not registered")))
     }
 
-    fn change_state(&mut self, now_ns: i64, id: NodeId, state: NodeState) {
-        let Some(node) = self.nodes.get_mut(&id).map(Arc::make_mut) else { return };
-        if node.state == state {
-            return;
+    fn change_health(&mut self, now_ns: i64, id: NodeId, health: Health) {
+        let Some(from) = self.change_node(now_ns, id, |node| node.health = health) else { return };
+        let Some(node) = self.node(id) else { return };
+        let (to, copies) = (node.state(), node.chunk_count);
+        if from != to {
+            let Counters { endangered, missing, .. } = self.counters;
+            self.event(now_ns, Fact::NodeState { node: id, from, to, copies, endangered, missing });
         }
-        let (from, copies) = (node.state, node.chunk_count);
-        let (was_live, is_live) = (counts_as_live(from), counts_as_live(state));
-        (node.state, node.since_ns) = (state, now_ns);
-        if was_live != is_live {
-            self.change_live_on(id, is_live);
+        // What was expected to be silent for a while is replaced now.
+        if health == Health::Dead && matches!(self.node(id).map(|node| node.admin), Some(Admin::Maintenance { .. })) {
+            self.end_maintenance(now_ns, id, "the node is dead");
         }
-        if state == NodeState::Decommissioned {
-            self.forget_copies_on(id);
+    }
+
+    /// Changes health or admin state, and how the node's copies count. Returns the state before.
+    pub(super) fn change_node(&mut self, now_ns: i64, id: NodeId, change: impl FnOnce(&mut Node)) -> Option<NodeState> {
+        let node = self.nodes.get_mut(&id).map(Arc::make_mut)?;
+        let (from, before) = (node.state(), node.share());
+        change(node);
+        let (to, after) = (node.state(), node.share());
+        if from != to {
+            node.since_ns = now_ns;
         }
-        let Counters { endangered, missing, .. } = self.counters;
-        self.event(now_ns, Fact::NodeState { node: id, from, to: state, copies, endangered, missing });
+        if before != after {
+            self.change_share_on(id, before);
+        }
+        Some(from)
     }
 
     /// A copy on a node came into or left the records.

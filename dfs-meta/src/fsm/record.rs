@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use dfs_common::{ChunkId, FileId, FileKind, InodeId, NodeId, SessionId, Uuid, node::NodeState};
+use dfs_common::{
+    ChunkId, FileId, FileKind, InodeId, NodeId, SessionId, Uuid,
+    node::{Health, NodeState},
+};
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -162,8 +165,10 @@ pub struct Chunk {
     pub sha256: [u8; 32],
     /// Nodes that hold it, whatever their state, in ascending order.
     pub replicas: Holders,
-    /// Those of them that are alive, suspect or draining.
-    pub live: u32,
+    /// Those of them whose copies are not lost.
+    pub(super) live: u16,
+    /// Those of `live` that are to be emptied.
+    pub(super) leaving: u16,
     /// Slots of current versions that list it.
     pub(super) published: u32,
     /// Slots of versions in the trash that list it.
@@ -175,6 +180,32 @@ pub struct Chunk {
 }
 
 impl Chunk {
+    /// Copies on nodes that are not lost.
+    #[must_use]
+    pub fn live(&self) -> u32 {
+        self.live.into()
+    }
+
+    /// Those of the live copies that are on nodes that stay: what is held against the wanted number.
+    #[must_use]
+    pub fn counted(&self) -> u32 {
+        self.live.saturating_sub(self.leaving).into()
+    }
+
+    /// A copy with this share comes (`true`) or goes.
+    pub(super) fn count_copy(&mut self, share: Share, more: bool) {
+        let change =
+            |figure: &mut u16| *figure = if more { figure.saturating_add(1) } else { figure.saturating_sub(1) };
+        match share {
+            Share::Lost => {}
+            Share::Counted => change(&mut self.live),
+            Share::Leaving => {
+                change(&mut self.live);
+                change(&mut self.leaving);
+            }
+        }
+    }
+
     /// References of every kind.
     #[must_use]
     pub fn refs(&self) -> u64 {
@@ -200,6 +231,12 @@ impl Chunk {
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         self.published > 0 || self.trashed > 0
+    }
+
+    /// Whether its copies may not go with a node: it is wanted, or may be published at any moment.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        self.is_wanted() || self.held > 0
     }
 
     /// Whether it is kept for the trash alone.
@@ -232,22 +269,89 @@ pub struct Node {
     pub capacity_bytes: u64,
     /// Random number of its process start.
     pub incarnation: u64,
-    /// Health and administrative state.
-    pub state: NodeState,
-    /// Since when, nanoseconds.
+    /// What the failure detector says.
+    pub health: Health,
+    /// When [`Node::state`] last changed, nanoseconds.
     pub since_ns: i64,
     /// Referenced chunks that it holds according to the records.
     pub chunk_count: u64,
     /// Bytes of these.
     pub chunk_bytes: u64,
+    /// What an administrator has decided. A record of its own in a snapshot, where it is not [`Admin::InService`].
+    #[serde(skip)]
+    pub admin: Admin,
 }
 
-/// Whether copies on a node in `state` count. A draining node is as safe as any until its copies have moved.
-#[must_use]
-pub fn counts_as_live(state: NodeState) -> bool {
-    match state {
-        NodeState::Alive | NodeState::Suspect | NodeState::Draining => true,
-        NodeState::Dead | NodeState::Decommissioned => false,
+/// What an administrator has decided about a storage node. Independent of its health.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Admin {
+    /// It takes part in everything.
+    #[default]
+    InService,
+    /// It takes no new chunks; its copies serve, and are made again elsewhere.
+    Draining,
+    /// As [`Admin::Draining`], and nothing rested on it any more when this was decided.
+    Drained,
+    /// It takes no new chunks, and its silence is expected until a time.
+    Maintenance {
+        /// The leader's clock, nanoseconds since the Unix epoch.
+        until_ns: i64,
+    },
+    /// It left for good; its record stays, so that its data directory cannot come back.
+    Decommissioned,
+}
+
+/// How the copies on a node count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Share {
+    /// Not at all, until it returns.
+    Lost,
+    /// They keep their chunks alive, and are not among the copies that are wanted.
+    Leaving,
+    /// Fully.
+    Counted,
+}
+
+impl Node {
+    /// Health and admin state in one word.
+    #[must_use]
+    pub fn state(&self) -> NodeState {
+        match (self.admin, self.health) {
+            (Admin::Decommissioned, _) => NodeState::Decommissioned,
+            (_, Health::Dead) => NodeState::Dead,
+            (_, Health::Suspect) => NodeState::Suspect,
+            (Admin::Draining | Admin::Drained, Health::Alive) => NodeState::Draining,
+            (Admin::Maintenance { .. }, Health::Alive) => NodeState::Maintenance,
+            (Admin::InService, Health::Alive) => NodeState::Alive,
+        }
+    }
+
+    /// How its copies count. A draining node is as safe as any until its copies have moved.
+    #[must_use]
+    pub fn share(&self) -> Share {
+        match (self.admin, self.health) {
+            (Admin::Decommissioned, _) | (_, Health::Dead) => Share::Lost,
+            (Admin::Draining | Admin::Drained, Health::Alive | Health::Suspect) => Share::Leaving,
+            (Admin::InService | Admin::Maintenance { .. }, Health::Alive | Health::Suspect) => Share::Counted,
+        }
+    }
+
+    /// Whether it is to be emptied, or is empty.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.admin, Admin::Draining | Admin::Drained)
+    }
+
+    /// Whether it belongs to the cluster.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.admin != Admin::Decommissioned
+    }
+
+    /// Whether its silence is expected at this time.
+    #[must_use]
+    pub fn is_excused(&self, now_ns: i64) -> bool {
+        matches!(self.admin, Admin::Maintenance { until_ns } if now_ns < until_ns)
     }
 }
 
@@ -319,9 +423,11 @@ pub struct Counters {
     pub missing: u64,
     /// Bytes of the chunks that current versions list, one copy counted.
     pub published_bytes: u64,
-    /// Those of `full` with more live copies than wanted.
+    /// Those of `full` with more counted copies than wanted.
     pub over_replicated: u64,
-    /// Copies that `under_replicated` and `endangered` chunks lack together.
+    /// Those of `full` with fewer counted copies than wanted, because some are on nodes that are to be emptied.
+    pub moving: u64,
+    /// Copies that chunks with a live copy lack, those of `moving` included.
     pub lacking_copies: u64,
     /// Bytes of these copies.
     pub lacking_bytes: u64,

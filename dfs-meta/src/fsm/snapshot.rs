@@ -24,9 +24,8 @@ use super::{
     command::{Outcome, RepairLimits, Settings},
     event::{Event, EventLog},
     name::Name,
-    record::{
-        Body, Chunk, Inode, Node, Origin, Pending, Session, Shared, Trashed, Unpublished, Version, counts_as_live,
-    },
+    rebalance::Rebalance,
+    record::{Admin, Body, Chunk, Inode, Node, Origin, Pending, Session, Shared, Trashed, Unpublished, Version},
     restore::Restored,
     state::State,
     version::Standing,
@@ -171,6 +170,12 @@ enum Record {
     },
     Event(Arc<Event>),
     Restored(Restored),
+    /// Behind the nodes, before what they hold.
+    Admin {
+        node: NodeId,
+        admin: Admin,
+    },
+    Rebalance(Rebalance),
 }
 
 struct Output<W: Write> {
@@ -221,6 +226,9 @@ impl State {
         out.put(&Record::RepairLimits(self.repair_limits))?;
         for node in self.nodes.values() {
             out.put(&Record::Node(Arc::clone(node)))?;
+            if node.admin != Admin::InService {
+                out.put(&Record::Admin { node: node.id, admin: node.admin })?;
+            }
         }
         self.write_sessions(&mut out)?;
         self.write_tree(&mut out)?;
@@ -228,6 +236,9 @@ impl State {
         out.put(&Record::Events { last: self.events.last() })?;
         for event in self.events.events() {
             out.put(&Record::Event(Arc::clone(event)))?;
+        }
+        if self.rebalance != Rebalance::default() {
+            out.put(&Record::Rebalance(self.rebalance))?;
         }
         if let Some(restored) = self.restored {
             out.put(&Record::Restored(restored))?;
@@ -480,6 +491,15 @@ impl Input {
                 chunks.into_iter().for_each(|(chunk, length)| state.add_doomed(node, chunk, length));
                 Ok(())
             }
+            Record::Admin { node, admin } => {
+                let node = state.nodes.get_mut(&node).ok_or("an admin state without its node")?;
+                Arc::make_mut(node).admin = admin;
+                ensure(state.chunks.is_empty() && self.runs.chunks.0.is_empty(), "an admin state behind the chunks")
+            }
+            Record::Rebalance(rebalance) => {
+                state.rebalance = rebalance;
+                Ok(())
+            }
             Record::RepairLimits(limits) => {
                 state.repair_limits = limits;
                 Ok(())
@@ -517,14 +537,13 @@ impl Input {
     fn take_chunk(&mut self, id: ChunkId, length: u32, sha256: [u8; 32], replicas: Replicas) -> Taken {
         let state = &mut self.state;
         ensure(replicas.is_sorted_by(|a, b| a < b), "replicas in disorder")?;
-        let mut live = 0;
-        for node in &replicas {
-            let holder = state.nodes.get(node).ok_or("a copy without its node")?;
-            live += u32::from(counts_as_live(holder.state));
-            state.count_on_node(*node, length, true);
-        }
+        let shares = replicas.iter().map(|node| state.nodes.get(node).map(|node| node.share()));
+        let shares = shares.collect::<Option<Vec<_>>>().ok_or("a copy without its node")?;
+        replicas.iter().for_each(|node| state.count_on_node(*node, length, true));
         let replicas = replicas.into_vec().into();
-        let chunk = Chunk { length, sha256, replicas, live, published: 0, trashed: 0, garbage: 0, held: 0 };
+        let mut chunk =
+            Chunk { length, sha256, replicas, live: 0, leaving: 0, published: 0, trashed: 0, garbage: 0, held: 0 };
+        shares.into_iter().for_each(|share| chunk.count_copy(share, true));
         self.runs.chunks.0.push((id, chunk));
         Ok(())
     }

@@ -12,11 +12,12 @@ use super::{
     command::{Batch, Command, Op, Outcome, Refusal, RepairLimits, Reply, Settings},
     event::{EventLog, Fact},
     name::Name,
+    rebalance::Rebalance,
     record::{
         Body, Chunk, Counters, DoomedOn, Inode, Node, Origin, Pending, Session, Shared, Trashed, Unpublished, Version,
     },
     restore::Restored,
-    risk::Risk,
+    risk::{Figure, Risk},
     trash::Cursor,
 };
 
@@ -83,8 +84,14 @@ pub struct State {
     /// Index of the chunks with one or two live copies: what the loss of each node would cost.
     pub(super) risks: OrdMap<NodeId, Risk>,
 
+    /// Index of the chunks with copies on nodes that are to be emptied: those that have too few elsewhere.
+    pub(super) rests: OrdMap<NodeId, Figure>,
+
     /// What happened, for the administrator.
     pub(super) events: EventLog,
+
+    /// Whether chunks are moved from full nodes to empty ones.
+    pub(super) rebalance: Rebalance,
 
     /// The state was restored or rescued: nothing unknown is deleted.
     pub(super) restored: Option<Restored>,
@@ -150,7 +157,9 @@ impl State {
             sessions: OrdMap::new(),
             sessions_by_client: OrdMap::new(),
             risks: OrdMap::new(),
+            rests: OrdMap::new(),
             events: EventLog::default(),
+            rebalance: Rebalance::default(),
             restored: None,
             counters: Counters::default(),
         }
@@ -186,7 +195,7 @@ impl State {
                 self.register_node(now_ns, &asked)
             }
             Command::DeregisterNode { node, incarnation } => self.deregister_node(now_ns, *node, *incarnation),
-            Command::SetNodeState { node, state, from } => self.set_node_state(now_ns, *node, *state, *from),
+            Command::SetNodeHealth { node, health, from } => self.set_node_health(now_ns, *node, *health, *from),
             Command::CommitChunks { receipts } => Ok(self.commit_chunks(receipts)),
             Command::ReplicasAdded { replicas } => Ok(self.replicas_added(replicas)),
             Command::ReplicasLost { node, chunks } => Ok(self.replicas_lost(*node, chunks)),
@@ -200,10 +209,15 @@ impl State {
             Command::DropTrash { file_ids } => Ok(self.drop_trash(file_ids)),
             Command::SetRepairLimits { limits } => self.set_repair_limits(*limits),
             Command::RecordEvents { facts } => {
-                facts.iter().for_each(|fact| self.event(now_ns, fact.clone()));
+                for fact in facts {
+                    self.note_moved(fact);
+                    self.event(now_ns, fact.clone());
+                }
                 Ok(Reply::Done)
             }
             Command::FinishRestore => self.finish_restore(),
+            Command::Rebalance { change } => Ok(self.change_rebalance(now_ns, change)),
+            Command::Administer { node, action } => self.administer(now_ns, *node, *action),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Tests of the state machine: rules by name in the files beside, everything at once against a model in `model`.
 
+mod admin;
 mod chunks;
 mod deletion;
 mod events;

@@ -10,7 +10,7 @@ use dfs_proto::{
 use super::{Service, repair::figures_to_wire, session::millis, trash::retention_ms};
 use crate::{
     control::{Held, NodeFigures, unix_now_ns},
-    fsm::{Command, Counters, DoomedOn, Figure, Node, Pending, Risk},
+    fsm::{Admin, Command, Counters, DoomedOn, Figure, Node, Pending, Risk},
     raft::MemberStatus,
 };
 
@@ -25,8 +25,9 @@ impl Service {
         let (cluster_id, settings, counters, nodes, risks, doomed, retention_ms) = self
             .raft
             .read(|state| {
-                let nodes: Vec<Node> = state.nodes().cloned().collect();
-                let risks: Vec<Risk> = nodes.iter().map(|node| state.risk(node.id)).collect();
+                // Who was removed for good is of no interest any more.
+                let nodes: Vec<Node> = state.nodes().filter(|node| node.is_member()).cloned().collect();
+                let risks: Vec<_> = nodes.iter().map(|node| (state.risk(node.id), state.rests(node.id))).collect();
                 let doomed: Vec<_> = state.doomed_on().collect();
                 (state.cluster_id(), state.settings(), state.counters(), nodes, risks, doomed, retention_ms(state))
             })
@@ -50,7 +51,7 @@ impl Service {
                 .iter()
                 .zip(figures)
                 .zip(risks.into_iter().zip(disks))
-                .map(|((node, figures), (risk, disks))| node_to_wire(node, figures, risk, &disks))
+                .map(|((node, figures), ((risk, rests), disks))| node_to_wire(node, figures, (risk, rests), &disks))
                 .collect(),
             chunks: Some(chunks_to_wire(counters)),
             inodes: counters.inodes,
@@ -164,13 +165,25 @@ fn member_to_wire(status: MemberStatus) -> v1::MetaMember {
     }
 }
 
-fn node_to_wire(node: &Node, figures: NodeFigures, risk: Risk, disks: &[DiskReport]) -> v1::NodeStatus {
+pub(super) fn node_to_wire(
+    node: &Node,
+    figures: NodeFigures,
+    (risk, rests): (Risk, Figure),
+    disks: &[DiskReport],
+) -> v1::NodeStatus {
+    let (admin, until_ns) = match node.admin {
+        Admin::InService => (v1::AdminState::InService, 0),
+        Admin::Draining => (v1::AdminState::Draining, 0),
+        Admin::Drained => (v1::AdminState::Drained, 0),
+        Admin::Maintenance { until_ns } => (v1::AdminState::Maintenance, until_ns),
+        Admin::Decommissioned => (v1::AdminState::Decommissioned, 0),
+    };
     v1::NodeStatus {
         node_id: node.id.0,
         name: node.name.clone(),
         address: node.address.clone(),
         rack: node.rack.clone(),
-        state: state_to_wire(node.state).into(),
+        state: state_to_wire(node.state()).into(),
         capacity_bytes: figures.capacity_bytes,
         used_bytes: figures.used_bytes,
         chunk_count: figures.chunk_count,
@@ -180,10 +193,13 @@ fn node_to_wire(node: &Node, figures: NodeFigures, risk: Risk, disks: &[DiskRepo
         if_lost: Some(figure_to_wire(risk.lost)),
         if_endangered: Some(figure_to_wire(risk.endangered)),
         disks: disks.iter().map(Into::into).collect(),
+        admin: admin.into(),
+        maintenance_until_ns: until_ns,
+        rests: Some(figure_to_wire(rests)),
     }
 }
 
-fn figure_to_wire(figure: Figure) -> v1::ChunkClass {
+pub(super) fn figure_to_wire(figure: Figure) -> v1::ChunkClass {
     v1::ChunkClass { chunks: figure.chunks, bytes: figure.bytes }
 }
 
@@ -199,6 +215,7 @@ pub(super) fn chunks_to_wire(counters: Counters) -> v1::ChunkCounts {
         under_replicated: counters.under_replicated,
         endangered: counters.endangered,
         missing: counters.missing,
+        moving: counters.moving,
     }
 }
 
@@ -241,6 +258,7 @@ fn space_to_wire(
             under_replicated: counters.trash_under_replicated,
             endangered: counters.trash_endangered,
             missing: counters.trash_missing,
+            moving: 0,
         }),
         trash_given_up: held.given_up,
     }
@@ -252,7 +270,7 @@ fn doomed_to_wire(doomed: &[(NodeId, DoomedOn)], nodes: &[Node]) -> Vec<v1::Doom
         Some(v1::DoomedSpace {
             node_id: id.0,
             node: node.name.clone(),
-            state: state_to_wire(node.state).into(),
+            state: state_to_wire(node.state()).into(),
             copies: on.copies,
             bytes: on.bytes,
         })

@@ -108,10 +108,10 @@ fn file_to_wire(state: &State, file: FileLayout) -> v1::GetFileResponse {
 
 /// Readers try copies in this order.
 fn live_first(state: &State, replicas: &mut Replicas) {
-    let rank = |id: &NodeId| state.node(*id).map_or(NodeState::Decommissioned, |node| node.state);
+    let rank = |id: &NodeId| state.node(*id).map_or(NodeState::Decommissioned, |node| node.state());
     replicas.sort_by_key(|id| match rank(id) {
         NodeState::Alive => 0,
-        NodeState::Draining => 1,
+        NodeState::Draining | NodeState::Maintenance => 1,
         NodeState::Suspect => 2,
         NodeState::Dead => 3,
         NodeState::Decommissioned => 4,

@@ -1,10 +1,10 @@
 //! Reads of the tree.
 
-use dfs_common::{ErrorCode, InodeId, node::NodeState};
+use dfs_common::{ErrorCode, InodeId};
 use dfs_proto::{convert, status::RpcError, v1};
 
 use super::{Service, session};
-use crate::{fsm::Node, fsm::read::READDIR_MAX};
+use crate::fsm::{Node, read::READDIR_MAX, record::Share};
 
 impl Service {
     pub(super) async fn handle_lookup(&self, request: v1::LookupRequest) -> Result<v1::AttrResponse, RpcError> {
@@ -78,7 +78,7 @@ impl Service {
         let (nodes, counters, replication) = self
             .raft
             .read(|state| {
-                let counted = |node: &&Node| matches!(node.state, NodeState::Alive | NodeState::Suspect);
+                let counted = |node: &&Node| node.share() == Share::Counted;
                 let nodes: Vec<Node> = state.nodes().filter(counted).cloned().collect();
                 (nodes, state.counters(), state.settings().replication)
             })

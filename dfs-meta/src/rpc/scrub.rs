@@ -39,7 +39,7 @@ fn node_to_wire(node: &Node, scrub: &ScrubNode) -> v1::ScrubNode {
     v1::ScrubNode {
         node_id: node.id.0,
         name: node.name.clone(),
-        state: state_to_wire(node.state).into(),
+        state: state_to_wire(node.state()).into(),
         disks: scrub.disks.iter().map(Into::into).collect(),
         order_taken: scrub.order_taken,
         order_pending: scrub.order_pending,

@@ -81,6 +81,8 @@ impl AdminService for Service {
         remove_meta_node(RemoveMetaNodeRequest) -> RemoveMetaNodeResponse => handle_remove_meta_node;
         transfer_leader(TransferLeaderRequest) -> TransferLeaderResponse => handle_transfer_leader;
         finish_restore(FinishRestoreRequest) -> FinishRestoreResponse => handle_finish_restore;
+        change_node(ChangeNodeRequest) -> ChangeNodeResponse => handle_change_node;
+        rebalance(RebalanceRequest) -> RebalanceResponse => handle_rebalance;
     }
 
     type AddMetaNodeStream = Answers<v1::MetaChange>;

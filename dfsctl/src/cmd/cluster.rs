@@ -31,9 +31,9 @@ Is anything at risk?
 Healthy is about data, not about machines. The cluster is healthy (exit code 0) when
   - a metadata leader answers and a majority of the metadata nodes is reachable,
   - every chunk of every file has all its live copies, and
-  - no storage node with chunks is suspect.
+  - no storage node with chunks is suspect outside of maintenance.
 A storage node that is dead while all its chunks are fully replicated elsewhere, and a metadata node that is down
-while a majority is up, are shown and do not make the cluster unhealthy.
+while a majority is up, and nodes that are drained or in maintenance, are shown and do not make the cluster unhealthy.
 
 Exit code 5: not healthy. Exit code 6: no leader answers within 10 s; what could be learned is shown.")]
 pub struct StatusArgs {}
@@ -152,7 +152,7 @@ fn node_lines(nodes: &[Node]) -> Vec<String> {
             node.id.to_string(),
             escape(node.address.as_bytes()),
             escape(node.rack.as_bytes()),
-            if node.state == "alive" { node.state.clone() } else { node.state.to_uppercase() },
+            node.state_words(),
             bytes(node.used_bytes),
             bytes(node.capacity_bytes),
             percent(node.used_bytes, node.capacity_bytes).to_string(),

@@ -107,6 +107,38 @@ fn a_suspect_node_with_chunks_leaves_the_data_in_doubt() {
 }
 
 #[test]
+fn decisions_of_an_administrator_are_remarks_and_say_how_far_they_are() {
+    let mut wire = good();
+    wire.nodes[0] = v1::NodeStatus {
+        admin: v1::AdminState::Draining.into(),
+        rests: Some(v1::ChunkClass { chunks: 3, bytes: 3 << 20 }),
+        ..node(1, v1::NodeState::Draining)
+    };
+    wire.nodes[1].admin = v1::AdminState::Drained.into();
+    // Its silence is expected, so its copies are not in doubt.
+    wire.nodes[2] = v1::NodeStatus {
+        admin: v1::AdminState::Maintenance.into(),
+        maintenance_until_ns: 1_700_000_000_000_000_000,
+        silent_ms: 60_000,
+        ..node(3, v1::NodeState::Suspect)
+    };
+    wire.repair = Some(v1::RepairProgress { bytes_per_s: 1024.0, eta_ms: Some(3000), ..Default::default() });
+    let status = Status::new(wire);
+    assert!(status.healthy, "{status:?}");
+    let remarks = status.remarks.join("\n");
+    for words in [
+        "storage-1 is being drained: 3 chunks (3.00 MiB) left to copy elsewhere at 1.00 KiB/s, done in 3.0 s",
+        "storage-2 is drained: `dfsctl node remove storage-2`",
+        "storage-3 is in maintenance until 2023-11-14",
+        "silent for 60 s",
+    ] {
+        assert!(remarks.contains(words), "{words}: {remarks}");
+    }
+    assert_eq!(status.nodes[2].state_words(), "SUSPECT (maintenance)");
+    assert_eq!(status.nodes[0].state_words(), "DRAINING");
+}
+
+#[test]
 fn metadata_is_healthy_with_a_leader_and_a_majority() {
     let mut wire = good();
     wire.members[2].reachable = false;

@@ -336,8 +336,8 @@ impl Run {
         let Some(leader) = self.cluster.leader() else { return Some("no leader".into()) };
         let trouble = leader.peek(|state| {
             let figures = state.counters();
-            if let Some(node) = present(state).find(|node| node.state != NodeState::Alive) {
-                return Some(format!("node {} is {}", node.name, node.state));
+            if let Some(node) = present(state).find(|node| node.state() != NodeState::Alive) {
+                return Some(format!("node {} is {}", node.name, node.state()));
             }
             if figures.under_replicated + figures.missing > 0 {
                 return Some(format!("{figures:?}"));

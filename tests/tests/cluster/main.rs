@@ -12,6 +12,7 @@ mod crash_points;
 mod dev;
 mod dfsctl;
 mod disks;
+mod drain;
 mod failures;
 mod full;
 mod handles;

@@ -13,6 +13,7 @@ fn node(id: u32, state: NodeState) -> Candidate {
     Candidate {
         id: NodeId(id),
         state,
+        leaving: state == NodeState::Draining,
         rack: String::new(),
         host: String::new(),
         capacity_bytes: 1 << 40,
@@ -71,7 +72,7 @@ impl Bench {
     }
 }
 
-use NodeState::{Alive, Dead, Suspect};
+use NodeState::{Alive, Dead, Draining, Maintenance, Suspect};
 
 #[test]
 fn a_copy_on_a_dead_node_is_replaced_at_once() {
@@ -91,6 +92,31 @@ fn a_suspect_is_not_replaced_unless_one_live_copy_is_left() {
     assert_eq!(bench.consider(&need(2, &[1, 3, 4])), Verdict::Planned);
     assert!(bench.planner.jobs().all(|job| job.urgent && job.source == NodeId(1)));
     assert_eq!(bench.consider(&need(3, &[3, 4])), Verdict::NoSource);
+}
+
+#[test]
+fn copies_on_draining_nodes_are_sources_and_wanted_elsewhere() {
+    let mut bench = Bench::new(&[Draining, Alive, Alive, Alive, Maintenance]);
+    assert_eq!(bench.consider(&need(1, &[1, 2, 3])), Verdict::Planned, "three are there, and one of them leaves");
+    let job = bench.planner.jobs().next().expect("planned").clone();
+    assert_eq!((job.target, job.copies, job.urgent), (NodeId(4), 2, false));
+    assert_eq!(bench.consider(&need(2, &[1, 2, 3, 4])), Verdict::Enough);
+    assert_eq!(bench.consider(&need(3, &[1])), Verdict::Planned);
+    let last = bench.planner.job_of(chunk(3)).expect("planned").clone();
+    assert_eq!((last.source, last.urgent), (NodeId(1), true), "it is the only one that surely serves");
+    assert_eq!(bench.consider(&need(4, &[2, 3, 5])), Verdict::Enough, "maintenance alone takes nothing away");
+    // It falls silent: its copies leave all the same.
+    bench.nodes[0].state = Suspect;
+    assert_eq!(bench.consider(&need(5, &[1, 2, 3])), Verdict::Planned);
+}
+
+#[test]
+fn a_silent_node_in_maintenance_is_replaced_only_where_one_other_copy_is_left() {
+    // Maintenance keeps it suspect.
+    let mut bench = Bench::new(&[Suspect, Alive, Alive, Dead, Alive]);
+    assert_eq!(bench.consider(&need(1, &[1, 2, 3])), Verdict::Enough);
+    assert_eq!(bench.consider(&need(2, &[1, 2, 4])), Verdict::Planned);
+    assert!(bench.planner.job_of(chunk(2)).is_some_and(|job| job.urgent), "one copy surely serves");
 }
 
 #[test]

@@ -36,7 +36,9 @@ impl Fact {
             Self::NodeState { to, missing, .. } => match to {
                 NodeState::Dead if *missing > 0 => Severity::Error,
                 NodeState::Dead | NodeState::Suspect => Severity::Warning,
-                NodeState::Alive | NodeState::Draining | NodeState::Decommissioned => Severity::Info,
+                NodeState::Alive | NodeState::Draining | NodeState::Maintenance | NodeState::Decommissioned => {
+                    Severity::Info
+                }
             },
             Self::CopyCorrupt { last, .. } => {
                 if *last {
@@ -76,11 +78,15 @@ impl Fact {
             | Self::RepairProgress { .. }
             | Self::RepairDone { .. }
             | Self::SettingChanged { .. }
+            | Self::DrainStarted { .. }
+            | Self::DrainCancelled { .. }
             | Self::DrainDone { .. }
             | Self::MaintenanceStarted { .. }
             | Self::MaintenanceEnded { .. }
             | Self::RebalanceProgress { .. }
             | Self::RebalanceDone { .. }
+            | Self::RebalanceStarted {}
+            | Self::RebalanceStopped { .. }
             | Self::TrashEmptied { .. }
             | Self::TrashRestored { .. }
             | Self::LeaderChanged { .. }
@@ -159,6 +165,12 @@ impl Fact {
                 format!("repair is done: {} copied ({}) in {}", chunks(done), size(*bytes), span(*from_ns, *to_ns))
             }
             Self::SettingChanged { name, from, to } => format!("{name} is {to}, was {from}"),
+            Self::DrainStarted { node, chunks: left, bytes } => {
+                format!("{} is being drained: {} ({}) to copy elsewhere", name(node), chunks(left), size(*bytes))
+            }
+            Self::DrainCancelled { node, chunks: left } => {
+                format!("{} is in service again; {} were still to be copied elsewhere", name(node), chunks(left))
+            }
             Self::DrainDone { node, chunks: moved, bytes } => {
                 format!("{} is drained: {} ({}) are elsewhere", name(node), chunks(moved), size(*bytes))
             }
@@ -171,6 +183,10 @@ impl Fact {
             }
             Self::RebalanceProgress { chunks: moved, bytes, from_ns, to_ns } => {
                 format!("{} moved to emptier nodes ({} in {})", chunks(moved), size(*bytes), span(*from_ns, *to_ns))
+            }
+            Self::RebalanceStarted {} => "chunks are moved from full nodes to empty ones".to_owned(),
+            Self::RebalanceStopped { chunks: moved, bytes, reason } => {
+                format!("the rebalance ended after {} ({}): {reason}", chunks(moved), size(*bytes))
             }
             Self::RebalanceDone { chunks: moved, bytes } => {
                 format!("the nodes are evenly filled: {} moved ({})", chunks(moved), size(*bytes))

@@ -1,6 +1,6 @@
 //! References, receipts, garbage, doom, danger.
 
-use dfs_common::{ChunkId, ErrorCode, FileId, NodeId, node::NodeState};
+use dfs_common::{ChunkId, ErrorCode, FileId, NodeId, node::Health};
 
 use super::{
     super::{Command, RepairLimits, Reply},
@@ -128,16 +128,16 @@ fn the_most_endangered_chunk_comes_first() {
     lab.ok(s, commit(id, &chunks, true));
     let order = |lab: &Lab| lab.state.under_replicated(None).map(|(n, id)| (n, id.0[0])).collect::<Vec<_>>();
     assert_eq!(order(&lab), [(2, 2), (2, 3), (2, 4)]);
-    lab.set_state(1, NodeState::Dead);
+    lab.set_health(1, Health::Dead);
     assert_eq!(order(&lab), [(1, 2), (1, 3), (2, 1), (2, 4)]);
-    lab.set_state(4, NodeState::Dead);
+    lab.set_health(4, Health::Dead);
     assert_eq!(order(&lab), [(0, 3), (1, 2), (1, 4), (2, 1)]);
     let figures = lab.state.counters();
     assert_eq!((figures.missing, figures.under_replicated, figures.endangered, figures.full), (1, 3, 2, 0));
     let repairable = lab.state.under_replicated(Some((0, ChunkId([0xff; 32])))).count();
     assert_eq!(repairable, 3);
-    lab.set_state(1, NodeState::Alive);
-    lab.set_state(4, NodeState::Suspect);
+    lab.set_health(1, Health::Alive);
+    lab.set_health(4, Health::Suspect);
     assert_eq!(order(&lab), [(2, 2), (2, 3), (2, 4)], "a suspect node's copies count");
 }
 
@@ -166,9 +166,9 @@ fn chunks_with_too_many_copies_are_indexed_while_they_are_published() {
     assert_eq!(lab.state.over_replicated(Some(chunk_id(1))).count(), 1);
     lab.must(Command::ReplicasLost { node: NodeId(2), chunks: vec![chunk_id(1)] });
     assert_eq!(excessive(&lab), [2]);
-    lab.set_state(3, NodeState::Dead);
+    lab.set_health(3, Health::Dead);
     assert_eq!(excessive(&lab), Vec::<u8>::new(), "copies of dead nodes do not count");
-    lab.set_state(3, NodeState::Alive);
+    lab.set_health(3, Health::Alive);
     assert_eq!(excessive(&lab), [2]);
     lab.ok(s, unlink(ROOT, "f"));
     assert_eq!((excessive(&lab), lab.state.counters().over_replicated), (vec![], 0));
@@ -179,12 +179,12 @@ fn what_lacks_is_counted_in_copies_and_bytes() {
     let mut lab = Lab::new();
     let s = lab.session(1);
     lab.publish(s, ROOT, "f", &[1, 2]);
-    lab.set_state(1, NodeState::Dead);
+    lab.set_health(1, Health::Dead);
     let lacking = |lab: &Lab| (lab.state.counters().lacking_copies, lab.state.counters().lacking_bytes);
     assert_eq!(lacking(&lab), (2, 200));
-    lab.set_state(2, NodeState::Dead);
+    lab.set_health(2, Health::Dead);
     assert_eq!(lacking(&lab), (4, 400));
-    lab.set_state(3, NodeState::Dead);
+    lab.set_health(3, Health::Dead);
     assert_eq!(lacking(&lab), (0, 0), "without a live copy none can be made");
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dfs_common::{FileId, NodeId, SessionId, node::NodeState};
+use dfs_common::{FileId, NodeId, SessionId, node::Health};
 use proptest::prelude::*;
 
 use super::{
@@ -195,8 +195,8 @@ impl World {
             self.writers.retain(|writer| writer.session != session);
             self.sessions[number] = self.lab.session(raw[1] % 2 + 1);
         } else {
-            let states = [NodeState::Alive, NodeState::Suspect, NodeState::Dead];
-            self.lab.set_state(node, states[usize::from(raw[2] % 3)]);
+            let states = [Health::Alive, Health::Suspect, Health::Dead];
+            self.lab.set_health(node, states[usize::from(raw[2] % 3)]);
         }
     }
 

@@ -1,6 +1,9 @@
 //! The event log: what commands record, its bounds, its snapshot.
 
-use dfs_common::{NodeId, Uuid, node::NodeState};
+use dfs_common::{
+    NodeId, Uuid,
+    node::{Health, NodeState},
+};
 
 use super::{
     super::{
@@ -30,9 +33,9 @@ fn a_node_that_dies_tells_what_it_costs() {
     let session = lab.session(1);
     lab.publish(session, ROOT, "f", &[1, 2]);
     let before = lab.state.last_event();
-    lab.set_state(1, NodeState::Dead);
-    lab.set_state(2, NodeState::Dead);
-    lab.set_state(3, NodeState::Dead);
+    lab.set_health(1, Health::Dead);
+    lab.set_health(2, Health::Dead);
+    lab.set_health(3, Health::Dead);
     let died = |n, endangered, missing| Fact::NodeState {
         node: NodeId(n),
         from: NodeState::Alive,
@@ -58,7 +61,7 @@ fn a_process_is_recorded_once_however_often_it_registers() {
 #[test]
 fn a_swapped_disk_is_recorded() {
     let mut lab = Lab::new();
-    lab.set_state(1, NodeState::Suspect);
+    lab.set_health(1, Health::Suspect);
     let before = lab.state.last_event();
     let Command::RegisterNode { name, address, rack, capacity_bytes, incarnation, .. } = lab.register(1) else {
         panic!()

@@ -2,10 +2,12 @@
 
 use dfs_common::{
     Attr, ChunkId, ClusterId, ErrorCode, FileId, InodeId, NodeId, SessionId, SetAttr, Uuid, layout::Replicas,
-    node::NodeState,
+    node::Health,
 };
 
-use super::super::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Reply, Settings, State, check::check};
+use super::super::{
+    Action, Batch, Command, CommittedChunk, Node, Op, Outcome, Receipt, Reply, Settings, State, check::check,
+};
 
 /// Bytes of a chunk in these tests.
 pub(super) const SLOT: u32 = 100;
@@ -210,9 +212,17 @@ impl Lab {
         chunks.iter().map(|chunk| chunk.id.0[0]).collect()
     }
 
-    pub(super) fn set_state(&mut self, node: u32, state: NodeState) {
-        let from = self.state.node(NodeId(node)).expect("registered").state;
-        self.must(Command::SetNodeState { node: NodeId(node), state, from });
+    pub(super) fn set_health(&mut self, node: u32, health: Health) {
+        let from = self.state.node(NodeId(node)).expect("registered").health;
+        self.must(Command::SetNodeHealth { node: NodeId(node), health, from });
+    }
+
+    pub(super) fn administer(&mut self, node: u32, action: Action) -> Outcome {
+        self.apply(Command::Administer { node: NodeId(node), action })
+    }
+
+    pub(super) fn node(&self, node: u32) -> &Node {
+        self.state.node(NodeId(node)).expect("registered")
     }
 
     /// Releases all garbage.

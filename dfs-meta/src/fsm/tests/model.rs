@@ -1,11 +1,13 @@
 //! The state machine once more, as simply as it can be said: plain maps, counting instead of keeping counts, and one
 //! sweep after every command that removes what nothing holds any more.
 
+mod nodes;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_common::{ErrorCode, FileId, node::NodeState};
 
-use super::super::{Command, CommittedChunk, Op, Reason, Receipt};
+use super::super::{Admin, Command, CommittedChunk, Op, Reason, RebalanceChange, Receipt};
 
 type Ino = u64;
 type Name = Vec<u8>;
@@ -56,7 +58,8 @@ pub(super) struct Model {
     now_s: i64,
     pub(super) chunks: BTreeMap<u8, BTreeSet<u32>>,
     pub(super) doomed: BTreeSet<(u32, u8)>,
-    pub(super) nodes: BTreeMap<u32, NodeState>,
+    pub(super) nodes: BTreeMap<u32, nodes::Node>,
+    pub(super) rebalances: bool,
     pub(super) sessions: BTreeSet<u64>,
     /// What the event log must say of nodes: node, from, to.
     pub(super) transitions: Vec<(u32, NodeState, NodeState)>,
@@ -67,7 +70,7 @@ pub(super) type Answer = Result<(Option<Ino>, bool), ErrorCode>;
 
 impl Model {
     pub(super) fn new() -> Self {
-        let nodes = (1..=4).map(|n| (n, NodeState::Alive)).collect();
+        let nodes = (1..=4).map(|n| (n, nodes::Node::NEW)).collect();
         Self { next_ino: 2, things: BTreeMap::from([(1, Thing::Directory)]), nodes, ..Self::default() }
     }
 
@@ -75,7 +78,7 @@ impl Model {
     pub(super) fn apply(&mut self, now_ns: i64, command: &Command, id: Option<FileId>) -> Answer {
         self.now_s = now_ns / 1_000_000_000;
         let before = self.named_files();
-        let answer = self.run(command, id);
+        let answer = self.run(now_ns, command, id);
         self.lose(&before, command);
         self.sweep();
         answer
@@ -123,7 +126,7 @@ impl Model {
         }
     }
 
-    fn run(&mut self, command: &Command, id: Option<FileId>) -> Answer {
+    fn run(&mut self, now_ns: i64, command: &Command, id: Option<FileId>) -> Answer {
         match command {
             Command::Mutate { session, op, .. } if self.sessions.contains(&session.0) => self.op(session.0, op, id),
             Command::Mutate { .. } => Err(ErrorCode::SessionExpired),
@@ -134,6 +137,15 @@ impl Model {
                 let left: Vec<u8> = self.chunks.keys().copied().filter(|chunk| self.refs(*chunk) == 0).collect();
                 left.iter().for_each(|chunk| drop(self.chunks.remove(chunk)));
                 Ok((None, false))
+            }
+            Command::Rebalance { change } => {
+                self.rebalances = *change == RebalanceChange::Start;
+                Ok((None, false))
+            }
+            Command::SetNodeHealth { node, health, .. } => self.set_health(node.0, *health),
+            Command::Administer { node, action } => self.administer(now_ns, node.0, *action),
+            Command::DoomUnknown { node, .. } if self.nodes[&node.0].admin == Admin::Decommissioned => {
+                Err(ErrorCode::NotFound)
             }
             other => {
                 self.chunk_command(other);
@@ -177,14 +189,6 @@ impl Model {
                     }
                 }
             }
-            Command::SetNodeState { node, state, from } => {
-                if self.nodes.get(&node.0) == Some(from) {
-                    self.nodes.insert(node.0, *state);
-                    if state != from {
-                        self.transitions.push((node.0, *from, *state));
-                    }
-                }
-            }
             other => panic!("the model does not know {other:?}"),
         }
     }
@@ -192,7 +196,7 @@ impl Model {
     fn receipt(&mut self, receipt: &Receipt) {
         let chunk = receipt.chunk.0[0];
         if !self.chunks.contains_key(&chunk) {
-            let usable = receipt.replicas.iter().any(|node| !self.doomed.contains(&(node.0, chunk)));
+            let usable = receipt.replicas.iter().any(|node| self.may_hold(chunk, node.0));
             let Some(writer) = self.writers.get_mut(&receipt.file).filter(|_| usable) else { return };
             writer.held.insert(chunk);
             self.chunks.insert(chunk, BTreeSet::new());
@@ -201,9 +205,13 @@ impl Model {
     }
 
     fn hold(&mut self, chunk: u8, node: u32) {
-        if !self.doomed.contains(&(node, chunk)) {
+        if self.may_hold(chunk, node) {
             self.chunks.entry(chunk).or_default().insert(node);
         }
+    }
+
+    fn may_hold(&self, chunk: u8, node: u32) -> bool {
+        !self.doomed.contains(&(node, chunk)) && self.nodes[&node].admin != Admin::Decommissioned
     }
 
     pub(super) fn is_directory(&self, ino: Ino) -> bool {
@@ -495,7 +503,7 @@ impl Model {
         let number = chunk.chunk.0[0];
         let first = all.iter().find(|other| other.chunk == chunk.chunk).expect("it is itself among them");
         let mut holders = self.chunks.get(&number).cloned().unwrap_or_default();
-        let named = first.replicas.iter().map(|node| node.0).filter(|node| !self.doomed.contains(&(*node, number)));
+        let named = first.replicas.iter().map(|node| node.0).filter(|node| self.may_hold(number, *node));
         holders.extend(named);
         number == 0 || self.versions_with(number) > 0 || holders.len() >= 2
     }

@@ -1,13 +1,13 @@
 //! Numbers, names and states of storage nodes.
 
-use dfs_common::{ErrorCode, NodeId, Uuid, node::NodeState};
+use dfs_common::{ErrorCode, NodeId, Uuid, node::Health};
 
 use super::{
     super::{Command, Reply},
     lab::*,
 };
 
-fn register(uuid: u8, name: &str, address: &str) -> Command {
+pub(super) fn register(uuid: u8, name: &str, address: &str) -> Command {
     Command::RegisterNode {
         uuid: Uuid([uuid; 16]),
         name: name.into(),
@@ -35,9 +35,9 @@ fn a_name_is_taken_over_only_from_a_node_that_is_not_alive() {
     assert_eq!(refusal.code, ErrorCode::AlreadyExists);
     assert!(refusal.message.contains("node 1 (storage-1 at host-1:4000) is alive"), "{refusal}");
     assert!(lab.apply(register(9, "new", "host-1:4000")).is_err());
-    lab.set_state(1, NodeState::Suspect);
+    lab.set_health(1, Health::Suspect);
     lab.must(register(9, "storage-1", "host-1:4000"));
-    assert_eq!(lab.state.node(NodeId(1)).map(|node| node.state), Some(NodeState::Dead));
+    assert_eq!(lab.node(1).health, Health::Dead);
     assert!(lab.apply(lab.register(1)).is_err(), "the old one finds its name taken");
 }
 
@@ -52,18 +52,14 @@ fn a_node_needs_a_uuid_a_name_and_an_address() {
 }
 
 #[test]
-fn a_state_changes_only_from_the_state_it_was_decided_on() {
+fn health_changes_only_from_what_it_was_decided_on() {
     let mut lab = Lab::new();
-    let node = NodeId(1);
-    let set = |from, state| Command::SetNodeState { node, state, from };
-    let code = lab.apply(set(NodeState::Suspect, NodeState::Dead)).expect_err("is alive").code;
+    let set = |from, health| Command::SetNodeHealth { node: NodeId(1), health, from };
+    let code = lab.apply(set(Health::Suspect, Health::Dead)).expect_err("is alive").code;
     assert_eq!(code, ErrorCode::Stale);
-    lab.must(set(NodeState::Alive, NodeState::Suspect));
+    lab.must(set(Health::Alive, Health::Suspect));
     lab.must(lab.register(1));
-    assert!(lab.apply(set(NodeState::Suspect, NodeState::Dead)).is_err());
-    lab.must(set(NodeState::Alive, NodeState::Draining));
-    lab.must(lab.register(1));
-    assert_eq!(lab.state.node(node).map(|node| node.state), Some(NodeState::Draining));
+    assert!(lab.apply(set(Health::Suspect, Health::Dead)).is_err());
 }
 
 #[test]
@@ -72,26 +68,8 @@ fn a_node_that_stops_is_suspect_at_once() {
     let stop = |incarnation| Command::DeregisterNode { node: NodeId(2), incarnation };
     assert_eq!(lab.apply(stop(9)).expect_err("another process").code, ErrorCode::Stale);
     lab.must(stop(2));
-    assert_eq!(lab.state.node(NodeId(2)).map(|node| node.state), Some(NodeState::Suspect));
+    assert_eq!(lab.node(2).health, Health::Suspect);
     assert!(lab.apply(Command::DeregisterNode { node: NodeId(50), incarnation: 0 }).is_err());
-}
-
-#[test]
-fn a_decommissioned_node_leaves_nothing_behind() {
-    let mut lab = Lab::new();
-    let s = lab.session(1);
-    lab.publish(s, ROOT, "f", &[1]);
-    lab.publish(s, ROOT, "g", &[2]);
-    lab.ok(s, unlink(ROOT, "g"));
-    lab.release();
-    assert_eq!(lab.doomed(1), [2]);
-    lab.set_state(1, NodeState::Decommissioned);
-    assert!(lab.doomed(1).is_empty());
-    assert_eq!(lab.state.chunk(chunk_id(1)).map(|chunk| chunk.replicas.len()), Some(2));
-    assert_eq!(lab.apply(lab.register(1)).expect_err("for good").code, ErrorCode::NotPermitted);
-    let back = Command::SetNodeState { node: NodeId(1), state: NodeState::Alive, from: NodeState::Decommissioned };
-    assert!(lab.apply(back).is_err());
-    lab.must(register(9, "storage-1", "host-1:4000"));
 }
 
 #[test]

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use dfs_common::{ErrorCode, FileId, FileKind, InodeId, NodeId, SessionId, node::NodeState};
+use dfs_common::{ErrorCode, FileId, FileKind, InodeId, NodeId, SessionId, node::Health};
 use proptest::prelude::*;
 
 use super::{
-    super::{Batch, Command, CommittedChunk, Fact, Op, Outcome, Reply, State, check::check},
+    super::{Action, Batch, Command, CommittedChunk, Fact, Op, Outcome, RebalanceChange, Reply, State, check::check},
     lab::*,
     model::{Model, Thing},
 };
@@ -125,15 +125,42 @@ impl Run {
                 Op::Restore { file_id, parent: self.directory(raw[2]), name }
             }
             37 => return Command::DoomUnknown { node, chunks: vec![(chunk, self.writer(session, raw[4]))] },
-            _ => {
-                let states = [NodeState::Alive, NodeState::Suspect, NodeState::Dead, NodeState::Draining];
-                let from = self.model.nodes[&node.0];
-                return Command::SetNodeState { node, state: states[usize::from(raw[3] % 4)], from };
+            38 => {
+                let health = [Health::Alive, Health::Alive, Health::Suspect, Health::Dead][usize::from(raw[3] % 4)];
+                return Command::SetNodeHealth { node, health, from: self.model.nodes[&node.0].health };
             }
+            39 if raw[3].is_multiple_of(4) => {
+                let change = match raw[4] % 3 {
+                    0 => RebalanceChange::Start,
+                    1 => RebalanceChange::End { why: String::new() },
+                    _ => RebalanceChange::End { why: "test".into() },
+                };
+                return Command::Rebalance { change };
+            }
+            _ => return Command::Administer { node, action: self.action(raw) },
         };
         let seq = self.seqs.entry(session).or_default();
         *seq += 1;
         Command::Mutate { session, seq: *seq, acked: seq.saturating_sub(u64::from(raw[7] % 3) + 1), op }
+    }
+
+    /// A decision about a node. Those that cannot be taken back are rare.
+    fn action(&self, raw: &Raw) -> Action {
+        match raw[3] % 16 {
+            0..5 => Action::Drain,
+            5 | 6 => Action::Undrain,
+            7..10 => Action::FinishDrain,
+            10 => Action::StartMaintenance { until_ns: self.now_ns() + i64::from(raw[4] % 4) * 3_000_000_000 },
+            11 => Action::EndMaintenance { expired: false },
+            12 => Action::EndMaintenance { expired: true },
+            13 | 14 => Action::Remove { lose: false },
+            _ => Action::Remove { lose: raw[4] > 240 },
+        }
+    }
+
+    /// When the next step is taken.
+    fn now_ns(&self) -> i64 {
+        5000 + self.history.len() as i64 * 3_000_000_000
     }
 
     /// A name, most often one that the session sees.
@@ -177,11 +204,7 @@ impl Run {
 
     fn step(&mut self, raw: &Raw) -> Result<(), TestCaseError> {
         let command = self.command(raw);
-        let batch = Batch {
-            now_ns: 5000 + self.history.len() as i64 * 3_000_000_000,
-            entropy: 7,
-            commands: vec![command.clone()],
-        };
+        let batch = Batch { now_ns: self.now_ns(), entropy: 7, commands: vec![command.clone()] };
         let before = self.lab.state.clone();
         let outcome = self.lab.state.apply(&batch).remove(0);
         self.history.push(batch.clone());
@@ -273,7 +296,19 @@ impl Run {
                 "references of chunk {}",
                 n
             );
+            let live = |leaving: bool| {
+                let holders = self.model.chunks.get(&n).into_iter().flatten().map(|node| self.model.nodes[node]);
+                holders.filter(|node| node.is_live() && (leaving || !node.is_leaving())).count()
+            };
+            let figures = real.map_or((0, 0), |chunk| (chunk.live() as usize, chunk.counted() as usize));
+            prop_assert_eq!(figures, (live(true), live(false)), "live and counted copies of chunk {}", n);
         }
+        for (id, node) in &self.model.nodes {
+            let real = self.lab.node(*id);
+            prop_assert_eq!((real.health, real.admin), (node.health, node.admin), "node {}", id);
+            prop_assert_eq!(state.rests(NodeId(*id)).chunks, self.model.rests(*id), "chunks that rest on node {}", id);
+        }
+        prop_assert_eq!(state.rebalance().running, self.model.rebalances);
         let doomed: Vec<_> =
             (1..=4).flat_map(|node| self.lab.doomed(node).into_iter().map(move |n| (node, n))).collect();
         prop_assert_eq!(doomed, self.model.doomed.iter().copied().collect::<Vec<_>>());

@@ -1,6 +1,6 @@
 //! What comes into the trash, what does not, and how it comes out.
 
-use dfs_common::{ErrorCode, FileId, InodeId, SetAttr, node::NodeState};
+use dfs_common::{ErrorCode, FileId, InodeId, SetAttr, node::Health};
 
 use super::{
     super::{Command, Op, Reason, Reply, State, trash::Cursor},
@@ -189,14 +189,14 @@ fn chunks_in_the_trash_are_repaired_and_counted_apart() {
     let figures = lab.state.counters();
     assert_eq!((figures.trash_versions, figures.trash_chunks, figures.trash_bytes), (1, 1, 100));
     assert_eq!((figures.trash_copies, figures.trash_copy_bytes, figures.chunks, figures.garbage_bytes), (3, 300, 1, 0));
-    lab.set_state(1, NodeState::Dead);
-    lab.set_state(2, NodeState::Dead);
+    lab.set_health(1, Health::Dead);
+    lab.set_health(2, Health::Dead);
     let figures = lab.state.counters();
     assert_eq!((figures.trash_under_replicated, figures.trash_endangered, figures.trash_missing), (1, 1, 0));
     assert_eq!((figures.under_replicated, figures.endangered), (1, 1));
     let danger: Vec<u8> = lab.state.under_replicated(None).map(|(_, id)| id.0[0]).collect();
     assert_eq!(danger, [1, 2]);
-    lab.set_state(3, NodeState::Dead);
+    lab.set_health(3, Health::Dead);
     assert_eq!(lab.state.counters().trash_missing, 1);
 }
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! How far a pass has come is kept in the file `SCRUB` of the data directory (see [`checkpoint`]), so a restart goes on from
-//! there: at most [`SAVE_CHUNKS`] chunks are read twice. How long the pauses are [`pace`] says. The reading itself runs on the
+//! there: at most `SAVE_CHUNKS` chunks are read twice. How long the pauses are `pace` says. The reading itself runs on the
 //! disk pool like everything else that waits for disks; a bad copy is set aside by the engine and reported by the node.
 
 pub mod checkpoint;

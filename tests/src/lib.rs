@@ -22,6 +22,7 @@ pub mod network;
 pub mod process;
 pub mod program;
 pub mod rng;
+pub mod tools;
 pub mod wait;
 
 pub use cluster::{Builder, Cluster, Output};

@@ -32,6 +32,7 @@ mod rescue;
 mod restart;
 mod resume;
 mod scrub;
+mod tools;
 mod trash;
 mod two_mounts;
 mod xattrs;

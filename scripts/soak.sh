@@ -13,13 +13,13 @@ build
 
 say "A file of ${DFS_TEST_BIG_GIB:=5} GiB"
 export DFS_TEST_BIG_GIB
-cargo nextest run --release --profile soak -p dfs-tests --no-capture -E 'test(memory::)'
+cargo nextest run --release --profile soak --workspace --no-capture -E 'package(dfs-tests) and test(memory::)'
 
 say "A tree: ${DFS_TEST_TREE:=/usr/share}"
 export DFS_TEST_TREE
-cargo nextest run --release --profile soak -p dfs-tests -E 'test(cp_tree::a_real_tree)' --no-capture
+cargo nextest run --release --profile soak --workspace --no-capture -E 'package(dfs-tests) and test(cp_tree::a_real_tree)'
 
 for round in $(seq "$rounds"); do
     say "Failures, round $round of $rounds"
-    cargo nextest run --release -p dfs-tests -E 'test(/^(failures|restart|dev|full)::/)'
+    cargo nextest run --release --workspace -E 'package(dfs-tests) and test(/^(failures|restart|dev|full)::/)'
 done

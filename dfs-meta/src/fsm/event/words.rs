@@ -1,6 +1,6 @@
 //! Facts in words, and how they add up.
 
-use dfs_common::{NodeId, node::NodeState};
+use dfs_common::{NodeId, node::NodeState, units::utc};
 
 use super::{super::state::State, Fact, Severity};
 
@@ -175,7 +175,7 @@ impl Fact {
                 format!("{} is drained: {} ({}) are elsewhere", name(node), chunks(moved), size(*bytes))
             }
             Self::MaintenanceStarted { node, until_ns } => {
-                format!("{} is in maintenance until {} (Unix time)", name(node), until_ns / 1_000_000_000)
+                format!("{} is in maintenance until {} UTC", name(node), utc(*until_ns))
             }
             Self::MaintenanceEnded { node, reason } => format!("maintenance of {} is over: {reason}", name(node)),
             Self::NodeRemoved { node, endangered, lost } => {

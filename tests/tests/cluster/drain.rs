@@ -308,6 +308,7 @@ fn store_one(mount: &Mount, i: u64) -> Result<()> {
 #[test]
 fn a_new_node_is_filled_until_all_are_even() -> Result<()> {
     let builder = Cluster::builder().metas(3).storages(4).faults().meta_flag("--trim-grace", "1s");
+    let builder = builder.meta_flag("--inventory-delay", "1s");
     let mut cluster = builder.meta_flag("--trash-retention", "0s").describe()?;
     for name in ["meta-1", "meta-2", "meta-3", "storage-1", "storage-2", "storage-3"] {
         cluster.start(name)?;

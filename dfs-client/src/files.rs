@@ -217,14 +217,15 @@ impl Dfs {
         self.shared.cluster.call(&what, v1::RebalanceRequest { verb: verb.into() }, ask).await
     }
 
-    /// Who has a pending version of a file.
+    /// Who has a pending version of a file, and who has `versions` (1024 at most) open for reading.
     ///
     /// # Errors
     /// No answer within the deadline.
-    pub async fn file_writers(&self, ino: InodeId) -> Result<Vec<v1::FileWriter>, Error> {
-        let what = || format!("writers of inode {ino}");
-        let ask = |c, q| async move { AdminServiceClient::new(c).file_writers(q).await };
-        Ok(self.shared.cluster.call(&what, v1::FileWritersRequest { ino: ino.0 }, ask).await?.writers)
+    pub async fn file_users(&self, ino: InodeId, versions: &[FileId]) -> Result<v1::FileUsersResponse, Error> {
+        let what = || format!("users of inode {ino}");
+        let ask = |c, q| async move { AdminServiceClient::new(c).file_users(q).await };
+        let versions = versions.iter().map(|id| convert::id_bytes(id.as_bytes())).collect();
+        self.shared.cluster.call(&what, v1::FileUsersRequest { ino: ino.0, versions }, ask).await
     }
 
     /// Events of the cluster, as [`v1::ListEventsRequest`] asks for them.

@@ -312,7 +312,7 @@ impl Handle {
     pub fn held(&self) -> Result<Held, RpcError> {
         self.lead(|soft, _| Held {
             pinned: soft.pinned,
-            holder: soft.pinned.oldest.and_then(|(_, file)| soft.sessions.holder(file)),
+            holder: soft.pinned.oldest.and_then(|(_, file)| soft.sessions.holders(file).first().copied()),
             unknown: soft.unknown.len() as u64,
             given_up: soft.given_up,
         })
@@ -324,6 +324,17 @@ impl Handle {
     /// This node does not lead.
     pub fn unknown_chunks(&self) -> Result<u64, RpcError> {
         self.lead(|soft, _| soft.unknown.len() as u64 + soft.unknown.dropped())
+    }
+
+    /// The sessions that have each of `files` open.
+    ///
+    /// # Errors
+    /// This node does not lead.
+    pub fn readers(&self, files: &[FileId]) -> Result<Vec<(FileId, SessionId)>, RpcError> {
+        self.lead(|soft, _| {
+            let sessions = &soft.sessions;
+            files.iter().flat_map(|file| sessions.holders(*file).into_iter().map(|holder| (*file, holder))).collect()
+        })
     }
 
     /// Has `command` agreed on; a refusal becomes an error.

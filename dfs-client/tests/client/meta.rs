@@ -534,7 +534,7 @@ impl AdminService for Service {
     async fn order_scrub(&self, _: Request<v1::OrderScrubRequest>) -> Answer<v1::OrderScrubResponse> {
         unsupported()
     }
-    async fn file_writers(&self, _: Request<v1::FileWritersRequest>) -> Answer<v1::FileWritersResponse> {
+    async fn file_users(&self, _: Request<v1::FileUsersRequest>) -> Answer<v1::FileUsersResponse> {
         unsupported()
     }
     async fn list_events(&self, _: Request<v1::ListEventsRequest>) -> Answer<v1::ListEventsResponse> {

@@ -106,13 +106,13 @@ impl Sessions {
         self.pinned.contains_key(&file)
     }
 
-    /// A session that has `file` open.
+    /// The sessions that have `file` open, in order.
     #[must_use]
-    pub fn holder(&self, file: FileId) -> Option<SessionId> {
+    pub fn holders(&self, file: FileId) -> Vec<SessionId> {
         let mut holders: Vec<_> =
             self.sessions.iter().filter(|(_, soft)| soft.pins.contains(&file)).map(|(id, _)| *id).collect();
         holders.sort_unstable();
-        holders.first().copied()
+        holders
     }
 
     /// Which of the `known` sessions did not renew within their lease. One that this leader never heard gets a full lease

@@ -1,21 +1,23 @@
 //! What the administrator asks. All figures are kept, none is counted here.
 
-use dfs_common::{ErrorCode, FileId, InodeId, NodeId, disk::DiskReport};
+use dfs_common::{ErrorCode, FileId, InodeId, NodeId, SessionId, disk::DiskReport};
 use dfs_proto::{
-    convert::{id_bytes, state_to_wire},
+    convert::{self, id_bytes, state_to_wire},
     status::RpcError,
     v1,
 };
 
-use super::{Service, repair::figures_to_wire, session::millis, trash::retention_ms};
+use super::{Service, invalid, repair::figures_to_wire, session::millis, trash::retention_ms};
 use crate::{
     control::{Held, NodeFigures, unix_now_ns},
     fsm::{Admin, Command, Counters, DoomedOn, Figure, Node, Pending, Risk},
     raft::MemberStatus,
 };
 
-/// Writers of one file that are named.
-const WRITERS_MAX: usize = 1000;
+/// Writers, and readers, of one file that are named.
+const USERS_MAX: usize = 1000;
+/// Versions whose readers can be asked for at once.
+const VERSIONS_MAX: usize = 1024;
 
 impl Service {
     pub(super) async fn handle_cluster_status(
@@ -99,22 +101,36 @@ impl Service {
         })
     }
 
-    pub(super) async fn handle_file_writers(
+    pub(super) async fn handle_file_users(
         &self,
-        request: v1::FileWritersRequest,
-    ) -> Result<v1::FileWritersResponse, RpcError> {
-        let writers = self.raft.read(|state| {
+        request: v1::FileUsersRequest,
+    ) -> Result<v1::FileUsersResponse, RpcError> {
+        if request.versions.len() > VERSIONS_MAX {
+            return Err(invalid(format!("readers are told of {VERSIONS_MAX} versions at a time, at most")));
+        }
+        let versions: Vec<FileId> = request.versions.iter().map(|id| convert::file_id(id)).collect::<Result<_, _>>()?;
+        let readers = self.control.readers(&versions)?;
+        let users = self.raft.read(|state| {
+            let client = |session| state.session(session).map(|s| s.description.clone()).unwrap_or_default();
             let writer = |(file_id, pending): (FileId, &Pending)| v1::FileWriter {
                 file_id: id_bytes(file_id.as_bytes()),
                 session_id: pending.session.0,
-                client: state.session(pending.session).map(|s| s.description.clone()).unwrap_or_default(),
+                client: client(pending.session),
                 opened_ns: pending.opened_ns,
                 publications: pending.publications,
                 chunks: pending.held_count(),
             };
-            state.writers_of(InodeId(request.ino)).take(WRITERS_MAX).map(writer).collect()
+            let reader = |(file_id, session): (FileId, SessionId)| v1::FileReader {
+                file_id: id_bytes(file_id.as_bytes()),
+                session_id: session.0,
+                client: client(session),
+            };
+            v1::FileUsersResponse {
+                writers: state.writers_of(InodeId(request.ino)).take(USERS_MAX).map(writer).collect(),
+                readers: readers.into_iter().take(USERS_MAX).map(reader).collect(),
+            }
         });
-        Ok(v1::FileWritersResponse { writers: writers.await? })
+        users.await
     }
 
     fn restored(&self) -> Option<v1::Restored> {

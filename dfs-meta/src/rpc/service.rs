@@ -66,7 +66,7 @@ impl AdminService for Service {
     hand_on! {
         cluster_status(ClusterStatusRequest) -> ClusterStatusResponse => handle_cluster_status;
         meta_status(MetaStatusRequest) -> MetaStatusResponse => handle_meta_status;
-        file_writers(FileWritersRequest) -> FileWritersResponse => handle_file_writers;
+        file_users(FileUsersRequest) -> FileUsersResponse => handle_file_users;
         list_events(ListEventsRequest) -> ListEventsResponse => handle_list_events;
         trigger_snapshot(TriggerSnapshotRequest) -> TriggerSnapshotResponse => handle_trigger_snapshot;
         list_trash(ListTrashRequest) -> ListTrashResponse => handle_list_trash;

@@ -1,7 +1,7 @@
 //! Why a file is slow or unavailable, and what to do: `explain`.
 //!
 //! JSON: `{path, ino, kind, size, nlink, file_id, verdict, reasons, advice, chunks, holes, writers: [{client, session,
-//! opened_ns, publications, chunks}], nodes: [{node, state, silent_ms, copies, answer_ms, verified_ns}], not_asked, findings: [{index, chunk,
+//! opened_ns, publications, chunks}], readers: [{client, session}], earlier: [{file_id, size, reason, at_ns, expires_ns, readers}], nodes: [{node, state, silent_ms, copies, answer_ms, verified_ns}], not_asked, findings: [{index, chunk,
 //! standing, good, missing, corrupt, not_asked, unrecorded}]}`. `verdict` is `good`, `slow`, `at-risk`, `unknown`, `unavailable`
 //! or `not-a-file`. `verified_ns` is since when all copies on the node are known to be whole, `null` if its scrub has not come to
 //! one of them yet.
@@ -13,11 +13,14 @@ use dfs_client::{
     Dfs,
     fsck::{Fsck as Check, Standing, Subject},
 };
-use dfs_common::{Attr, FileKind, Layout, NodeId};
-use dfs_proto::v1::FileWriter;
+use dfs_common::{Attr, FileId, FileKind, Layout, NodeId};
+use dfs_proto::v1::{FileReader, FileWriter, TrashEntry};
 use serde_json::{Map, Value, json};
 
-use super::fsck::{Total, copies_word, finding_json, finding_words, not_asked_json};
+use super::{
+    fsck::{Total, copies_word, finding_json, finding_words, not_asked_json},
+    trash::{self, hex},
+};
 use crate::{
     context::{Context, On, cluster_path},
     failure::Failure,
@@ -27,13 +30,17 @@ use crate::{
 
 /// A node that needs longer to say what it has makes readers wait.
 const SLOW: Duration = Duration::from_millis(250);
+/// Earlier versions that are looked at, the newest of them.
+const EARLIER_MAX: usize = 100;
+/// Those that are shown to people.
+const EARLIER_SHOWN: usize = 10;
 
 /// `dfsctl explain`.
 #[derive(Args, Debug)]
 #[command(long_about = "\
 Why a file is slow or unavailable, and what to do.
 
-Shows the version, who writes it, and for every chunk what the storage nodes say they hold, with the nodes' states and
+Shows the version, who writes it and who has it open, the earlier versions that the trash keeps, and for every chunk what the storage nodes say they hold, with the nodes' states and
 how long they took to answer. With --verify the nodes read every byte.
 
 Exit codes: 0 every chunk can be read from all its copies; 5 it can be read, and copies are missing, bad or on nodes that are
@@ -53,6 +60,10 @@ struct Picture {
     attr: Attr,
     layout: Option<Layout>,
     writers: Vec<FileWriter>,
+    /// Of the version and of the earlier ones.
+    readers: Vec<FileReader>,
+    /// What the trash keeps of this path, the newest first.
+    earlier: Vec<TrashEntry>,
     nodes: Vec<Holder>,
     total: Total,
     verdict: &'static str,
@@ -98,6 +109,8 @@ impl Picture {
             path,
             layout: None,
             writers: vec![],
+            readers: vec![],
+            earlier: vec![],
             nodes: vec![],
             total: Total::default(),
             verdict: "not-a-file",
@@ -109,7 +122,11 @@ impl Picture {
             picture.reasons.push("it has no content of its own".into());
             return Ok(picture);
         }
-        picture.writers = dfs.file_writers(picture.attr.ino).await?;
+        picture.earlier = trash::earlier(dfs, &[b"/", &picture.path[..]].concat(), EARLIER_MAX).await?;
+        let earlier = picture.earlier.iter().filter_map(|entry| FileId::from_slice(&entry.file_id));
+        let versions: Vec<FileId> = picture.attr.file_id.into_iter().chain(earlier).collect();
+        let users = dfs.file_users(picture.attr.ino, &versions).await?;
+        (picture.writers, picture.readers) = (users.writers, users.readers);
         if picture.attr.file_id.is_some() {
             picture.look(dfs, check, &status).await?;
         }
@@ -205,6 +222,10 @@ impl Picture {
         (self.reasons, self.advice) = (reasons, advice);
     }
 
+    fn readers_of<'a>(&'a self, version: &'a [u8]) -> impl Iterator<Item = &'a FileReader> {
+        self.readers.iter().filter(move |reader| reader.file_id == version)
+    }
+
     fn lines(&self, check: &Check) -> Vec<String> {
         let mut lines = vec![format!("/{}: {}", escape(&self.path), self.verdict)];
         lines.extend(self.reasons.iter().map(|reason| format!("  - {}", escape(reason.as_bytes()))));
@@ -225,6 +246,20 @@ impl Picture {
             let client = escape(writer.client.as_bytes());
             let since = utc(writer.opened_ns);
             row("writer", format!("{client} (session {}) since {since} UTC", writer.session_id));
+        }
+        for reader in self.readers_of(self.attr.file_id.as_ref().map_or(&[], |id| id.as_bytes())) {
+            row("reader", format!("{} (session {})", escape(reader.client.as_bytes()), reader.session_id));
+        }
+        for entry in self.earlier.iter().take(EARLIER_SHOWN) {
+            let (size, reason, at) = (bytes(entry.size), trash::reason(entry), utc(entry.at_ns));
+            let open = match self.readers_of(&entry.file_id).count() {
+                0 => String::new(),
+                n => format!(", open in {}", counted(n as u64, "client")),
+            };
+            row("earlier", format!("{}, {size}, {reason} {at} UTC{open}", hex(&entry.file_id)));
+        }
+        if let Some(more @ 1..) = self.earlier.len().checked_sub(EARLIER_SHOWN) {
+            row("", format!("and {more} more: `dfsctl trash list --prefix /{}`", escape(&self.path)));
         }
         lines.extend(facts.lines());
         if !self.nodes.is_empty() {
@@ -272,6 +307,14 @@ impl Picture {
                 "publications": writer.publications, "chunks": writer.chunks,
             })
         };
+        let current = self.attr.file_id.map(|id| id.as_bytes().to_vec()).unwrap_or_default();
+        let reader = |reader: &FileReader| json!({ "client": reader.client, "session": reader.session_id });
+        let earlier = |entry: &TrashEntry| {
+            json!({
+                "file_id": hex(&entry.file_id), "size": entry.size, "reason": trash::reason(entry), "at_ns": entry.at_ns,
+                "expires_ns": entry.expires_ns, "readers": self.readers_of(&entry.file_id).map(reader).collect::<Vec<_>>(),
+            })
+        };
         let node = |holder: &Holder| {
             json!({
                 "node": holder.node.name, "state": holder.node.state, "silent_ms": holder.node.silent_ms,
@@ -296,6 +339,8 @@ impl Picture {
             "chunks": self.total.looked.chunks,
             "holes": holes,
             "writers": self.writers.iter().map(writer).collect::<Vec<_>>(),
+            "readers": self.readers_of(&current).map(reader).collect::<Vec<_>>(),
+            "earlier": self.earlier.iter().map(earlier).collect::<Vec<_>>(),
             "nodes": self.nodes.iter().map(node).collect::<Vec<_>>(),
             "not_asked": not_asked_json(check),
             "findings": self.total.findings.iter().map(finding).collect::<Vec<_>>(),

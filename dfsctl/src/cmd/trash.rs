@@ -149,6 +149,21 @@ fn list(context: &Context, args: &List) -> Result<(), Failure> {
     })
 }
 
+/// What the trash has of the file at `path`, which starts with a slash: at most `limit` versions, the newest first.
+pub(super) async fn earlier(dfs: &Dfs, path: &[u8], limit: usize) -> Result<Vec<TrashEntry>, Failure> {
+    let filter = TrashFilter { path: path.to_vec().into(), whole: true, ..TrashFilter::default() };
+    let mut found = Vec::new();
+    each_page(dfs, filter, |entries| {
+        // Those of one path come one after the other, oldest first, before what was below it.
+        found.extend(entries.into_iter().filter(|entry| entry.path == path));
+        found.drain(..found.len().saturating_sub(limit));
+        Ok(())
+    })
+    .await?;
+    found.reverse();
+    Ok(found)
+}
+
 const HEADING: &str = "TIME (UTC)           REASON            SIZE  ID                                PATH";
 
 fn listed(out: Output, entry: &TrashEntry, first: bool) -> String {
@@ -159,7 +174,7 @@ fn listed(out: Output, entry: &TrashEntry, first: bool) -> String {
     format!("{at}  {:<8}  {:>12}  {id}  {path}", reason(entry), entry.size)
 }
 
-fn reason(entry: &TrashEntry) -> &'static str {
+pub(super) fn reason(entry: &TrashEntry) -> &'static str {
     match entry.reason() {
         TrashReason::Removed => "removed",
         TrashReason::Replaced => "replaced",
@@ -167,7 +182,7 @@ fn reason(entry: &TrashEntry) -> &'static str {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

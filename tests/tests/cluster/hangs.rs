@@ -25,17 +25,18 @@ const BOUND: Duration = Duration::from_secs(45);
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Programs that do one thing with the mount in `$D` when they are told to. What is in front of `|` is done before.
+/// Each is one process, not a shell and its child: the child of a killed shell would live on and go on writing.
 const PROGRAMS: [(&str, &str); 10] = [
-    ("read", "exec 3<$D/big | cat <&3 >/dev/null"),
-    ("write and close", "exec 3>$D/half | head -c 9000000 /dev/zero >&3; exec 3>&-"),
+    ("read", "exec 3<$D/big | exec cat <&3 >/dev/null"),
+    ("write and close", "exec 3>$D/half | exec head -c 9000000 /dev/zero >&3"),
     ("append", ": | echo more >>$D/small"),
-    ("list", ": | ls $D/dir"),
-    ("stat", ": | stat $D/dir/inner/f"),
+    ("list", ": | exec ls $D/dir"),
+    ("stat", ": | exec stat $D/dir/inner/f"),
     ("create", ": | echo x >$D/new"),
-    ("make a directory", ": | mkdir $D/newdir"),
-    ("rename", ": | mv $D/from $D/to"),
-    ("remove", ": | rm -f $D/gone"),
-    ("df", ": | df $D"),
+    ("make a directory", ": | exec mkdir $D/newdir"),
+    ("rename", ": | exec mv $D/from $D/to"),
+    ("remove", ": | exec rm -f $D/gone"),
+    ("df", ": | exec df $D"),
 ];
 
 /// A program that waits for its word, and its name.
@@ -230,7 +231,7 @@ fn the_status_socket_answers_and_abort_ends_what_waits() -> Result<()> {
     ensure!(now["state"] == "serving" && now["pid"] == mount.process().pid().context("it runs")?, "{now}");
     ensure!(now["report"]["memory_max_bytes"] == 64 << 20 && now["report"]["operations_waiting"] == 0, "{now}");
     signal(&mut cluster, "", libc::SIGSTOP)?;
-    let mut list = Waiting::start("list", ": | ls $D/dir", mount.path())?;
+    let mut list = Waiting::start("list", ": | exec ls $D/dir", mount.path())?;
     list.go()?;
     wait::until("the operation is told", Duration::from_secs(10), || {
         status(&mount)

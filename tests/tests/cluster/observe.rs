@@ -202,6 +202,29 @@ fn explain_names_the_writer() -> Result<()> {
 }
 
 #[test]
+fn explain_names_the_readers_and_the_earlier_versions() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    let mount = cluster.mount()?;
+    fs::write(mount.join("f"), b"first")?;
+    let reading = fs::File::open(mount.join("f"))?;
+    fs::write(mount.join("f"), b"second!")?;
+    let current = fs::File::open(mount.join("f"))?;
+    let explain = || json(&cluster.dfsctl(&["explain", "/f", "--json"])?);
+    wait::until("the leader has heard who reads", SOON, || {
+        let readers = |of: &Value| of.as_array().map_or(0, Vec::len);
+        explain().is_ok_and(|told| readers(&told["readers"]) == 1 && readers(&told["earlier"][0]["readers"]) == 1)
+    })?;
+    let told = explain()?;
+    let earlier = told["earlier"].as_array().context("earlier versions")?;
+    ensure!(earlier.len() == 1 && earlier[0]["size"] == 5 && earlier[0]["reason"] == "replaced", "{told}");
+    ensure!(told["readers"][0]["client"].as_str().is_some_and(|who| !who.is_empty()), "{told}");
+    let text = cluster.dfsctl(&["explain", "/f"])?.stdout;
+    ensure!(text.contains("reader") && text.contains("open in 1 client"), "{text}");
+    drop((reading, current));
+    cluster.finish([mount])
+}
+
+#[test]
 fn events_survive_a_change_of_the_leader_and_can_be_followed() -> Result<()> {
     let mut cluster = Cluster::builder().metas(3).faults().start()?;
     let log = cluster.dir().join("followed");

@@ -168,9 +168,14 @@ impl Fsck {
     pub async fn new(dfs: &Dfs, verify: bool) -> Result<Self, Error> {
         let status = dfs.cluster_status().await?;
         let mut nodes = Vec::new();
+        // A node that got an empty disk comes back under its address as a new one: nobody answers for the old one any more.
+        let is_followed = |node: &v1::NodeStatus| {
+            let other = |other: &&v1::NodeStatus| other.address == node.address && other.node_id > node.node_id;
+            status.nodes.iter().any(|found| other(&found))
+        };
         for node in &status.nodes {
             let state = convert::state(node.state)?;
-            if state == NodeState::Decommissioned {
+            if state == NodeState::Decommissioned || (state == NodeState::Dead && is_followed(node)) {
                 continue;
             }
             let channel = transport::connect(&node.address, dfs.options().connect_timeout)

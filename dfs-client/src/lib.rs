@@ -6,7 +6,7 @@
 //! describes its options, so that every program spells them alike).
 //!
 //! Rooms: `cluster` (leader, retry, session), `meta` (namespace), `chunk` (bytes to and from storage nodes), `write`,
-//! `read`, `budget`, `transfer` (whole files from and to the local disk), `fsck` (what is really on the disks),
+//! `read`, `watch` (what others change), `budget`, `transfer` (whole files from and to the local disk), `fsck` (what is really on the disks),
 //! `mounts` (what mounts of this machine tell about themselves).
 
 pub mod config;
@@ -28,6 +28,7 @@ mod options;
 mod placement;
 mod read;
 mod types;
+mod watch;
 mod write;
 
 pub use dfs::Dfs;
@@ -36,4 +37,5 @@ pub use locks::Wish;
 pub use options::{Options, Settings};
 pub use read::{Reader, Seek};
 pub use types::{Created, DirEntry, DirPage, FilePage, ListedFile, NewFile, NewNode, RenameFlags, StatFs};
+pub use watch::{News, Told};
 pub use write::Writer;

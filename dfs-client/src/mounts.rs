@@ -148,6 +148,24 @@ pub struct Report {
     pub failed: u64,
     /// The last that failed.
     pub last_error: Option<Trouble>,
+    /// What the kernel may keep of names and attributes.
+    pub cache: Cache,
+}
+
+/// What the kernel may keep of names and attributes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cache {
+    /// Everything, since the cluster tells what others change.
+    Leased,
+    /// Nothing for longer than `cache=` says: the kernel cannot forget everything at once, or is to keep nothing, or the
+    /// cluster has not told anything yet.
+    Brief,
+    /// The same, since the cluster does not tell any more what others change. Everything older was dropped.
+    Lost {
+        /// For so long.
+        since_ms: u64,
+    },
 }
 
 /// An operation that waits.

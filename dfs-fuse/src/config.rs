@@ -56,7 +56,8 @@ pub(crate) struct Args {
     /// Let locks (flock, fcntl) hold within this mount only, without asking the cluster
     #[arg(long, env = "DFS_LOCAL_LOCKS")]
     pub(crate) local_locks: bool,
-    /// How long the kernel may keep names and attributes, in seconds or with a unit; 0 or none: not at all
+    /// For how long what others changed may go unseen, in seconds or with a unit; 0 or none: the kernel keeps no names and
+    /// attributes
     #[arg(long, env = "DFS_CACHE", value_name = "SECONDS", default_value = "1")]
     pub(crate) cache: CacheTime,
     /// Threads for network and protocol; one moves about 2 GB/s

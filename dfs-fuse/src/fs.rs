@@ -1,11 +1,12 @@
 //! The file system, without FUSE: plain asynchronous functions on plain types, so that it can be tested without a mount.
 //!
 //! Nothing is kept per inode that the kernel has merely looked up: inode numbers are the cluster's own and stay valid for
-//! ever, so the kernel's lookup counts and FORGET need no bookkeeping here. (Pushed invalidations will want to know what
-//! the kernel caches; that table belongs here, filled by every reply with an entry.)
+//! ever, so the kernel's lookup counts and FORGET need no bookkeeping here. What others change is told to the kernel whether
+//! it keeps it or not (`coherence`).
 
 pub(crate) mod backend;
 pub(crate) mod caller;
+pub(crate) mod coherence;
 pub(crate) mod dir;
 pub(crate) mod error;
 pub(crate) mod file;
@@ -33,6 +34,7 @@ use dfs_common::{Attr, FileId, InodeId, SetAttr, SetTime};
 use lru::LruCache;
 
 use backend::Backend;
+use coherence::{Coherence, Mark};
 use error::Error;
 use handles::Handles;
 use inode::{OpenInodes, lock, now_ns};
@@ -60,7 +62,7 @@ pub(crate) struct Options {
     pub(crate) root: InodeId,
     /// Refuse to change the content of a published file.
     pub(crate) write_once: bool,
-    /// How long the kernel may keep names and attributes.
+    /// For how long names and attributes may be out of date.
     pub(crate) cache_ttl: Duration,
 }
 
@@ -77,6 +79,7 @@ pub(crate) struct Found {
 pub(crate) struct Fs<B: Backend> {
     backend: Arc<B>,
     options: Options,
+    coherence: Coherence,
     inodes: OpenInodes<B>,
     handles: Handles<file::Handle<B>>,
     dirs: Handles<dir::DirStream>,
@@ -101,6 +104,7 @@ impl<B: Backend> Fs<B> {
         Self {
             backend: Arc::new(backend),
             options,
+            coherence: Coherence::new(options.cache_ttl),
             inodes: OpenInodes::new(),
             handles: Handles::new(),
             dirs: Handles::new(),
@@ -124,9 +128,9 @@ impl<B: Backend> Fs<B> {
         }
     }
 
-    /// How long the kernel may keep `attr`: not at all while a writer changes it, or while cached handles of several
-    /// versions are open, since the kernel has one size an inode.
-    pub(crate) fn found(&self, attr: Attr) -> Found {
+    /// How long the kernel may keep `attr`, asked for at `mark`: not at all while a writer changes it, or while cached handles
+    /// of several versions are open, since the kernel has one size an inode.
+    pub(crate) fn found(&self, mark: Mark, attr: Attr) -> Found {
         let (attr, has_writer) = match self.inodes.get(attr.ino) {
             Some(inode) => inode.patch(attr),
             None => (attr, false),
@@ -135,7 +139,8 @@ impl<B: Backend> Fs<B> {
         pages.tell(attr.ino, attr.file_id.filter(|_| !has_writer));
         let is_passing = has_writer || pages.is_mixed(attr.ino, attr.file_id);
         drop(pages);
-        Found { attr, ttl: if is_passing { Duration::ZERO } else { self.options.cache_ttl } }
+        let ttl = if is_passing { Duration::ZERO } else { self.coherence.ttl(mark, &[attr.ino]) };
+        Found { attr, ttl }
     }
 
     /// The inode that the kernel calls `number`: its 1 is the root of the mount, which need not be the cluster's.
@@ -143,15 +148,34 @@ impl<B: Backend> Fs<B> {
         if number == InodeId::ROOT.0 { self.options.root } else { InodeId(number) }
     }
 
-    /// How long the kernel may keep the name of an entry.
-    pub(crate) fn entry_ttl(&self) -> Duration {
-        self.options.cache_ttl
+    /// What this mount knows of changes.
+    pub(crate) fn coherence(&self) -> &Coherence {
+        &self.coherence
+    }
+
+    /// What the kernel may reach without a name.
+    fn reached(&self) -> Vec<InodeId> {
+        let mut reached = self.inodes.all();
+        reached.extend(self.dirs.map(dir::DirStream::ino));
+        reached.push(self.options.root);
+        reached
+    }
+
+    /// The lease is over; whether there was one.
+    pub(crate) fn lose_lease(&self) -> bool {
+        self.coherence.lose(&self.reached())
+    }
+
+    /// A change by this mount may take effect, now or later, without the kernel being told that it did.
+    pub(crate) fn doubt(&self) {
+        self.coherence.doubt(&self.reached());
     }
 
     /// Finds a name.
     pub(crate) async fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Found, Error> {
+        let mark = self.coherence.mark();
         let attr = self.backend.lookup(parent, name).await?;
-        Ok(self.found(attr))
+        Ok(self.found(mark, attr))
     }
 
     /// Attributes of an inode, as seen through `handle` if one is given.
@@ -159,6 +183,7 @@ impl<B: Backend> Fs<B> {
         if ino == self.options.root {
             return self.getattr_root().await;
         }
+        let mark = self.coherence.mark();
         let open = self.inodes.get(ino);
         let live_age_max = self.options.cache_ttl.min(Duration::from_secs(1));
         let attr = match open.as_ref().and_then(|inode| inode.live_attr(live_age_max)) {
@@ -177,10 +202,11 @@ impl<B: Backend> Fs<B> {
                 Err(error) => return Err(error),
             },
         };
-        Ok(self.of_version(self.found(attr), handle))
+        Ok(self.of_version(self.found(mark, attr), handle))
     }
 
     async fn getattr_root(&self) -> Result<Found, Error> {
+        let mark = self.coherence.mark();
         let asked = self.backend.getattr(self.options.root);
         let known = lock(&self.root).clone();
         let outcome = match known {
@@ -192,7 +218,7 @@ impl<B: Backend> Fs<B> {
         };
         let attr = outcome?;
         *lock(&self.root) = Some(attr.clone());
-        Ok(self.found(attr))
+        Ok(self.found(mark, attr))
     }
 
     /// A cached reader of an older version asks for the size before it reads near the end: it gets that of its version.
@@ -225,14 +251,17 @@ impl<B: Backend> Fs<B> {
         if let Some(inode) = &open
             && let Some(attr) = inode.defer(change).await
         {
-            return Ok(self.found(attr));
+            return Ok(self.found(self.coherence.mark(), attr));
         }
+        let mark = self.coherence.mark();
         match self.backend.setattr(ino, change).await.map_err(Error::from) {
             Ok(attr) => {
+                let found = self.found(mark, attr.clone());
+                self.coherence.changed_here(ino);
                 if let Some(inode) = &open {
                     inode.refresh(&attr, change.mtime.is_some());
                 }
-                Ok(self.found(attr))
+                Ok(found)
             }
             Err(error) if error.is_not_found() => {
                 let attr = open.as_ref().and_then(|inode| inode.change_orphan(|attr| apply(attr, change)));
@@ -255,8 +284,9 @@ impl<B: Backend> Fs<B> {
         mode: u32,
         owner: (u32, u32),
     ) -> Result<Found, Error> {
+        let mark = self.coherence.mark();
         let attr = self.backend.mkdir(parent, name, mode & 0o7777, owner.0, owner.1).await?;
-        Ok(self.found(attr))
+        Ok(self.made(mark, parent, attr))
     }
 
     /// Makes a symbolic link.
@@ -267,29 +297,41 @@ impl<B: Backend> Fs<B> {
         target: &[u8],
         owner: (u32, u32),
     ) -> Result<Found, Error> {
+        let mark = self.coherence.mark();
         let attr = self.backend.symlink(parent, name, target, owner.0, owner.1).await?;
-        Ok(self.found(attr))
+        Ok(self.made(mark, parent, attr))
     }
 
     /// Makes a pipe, socket, device or empty file.
     pub(crate) async fn mknod(&self, parent: InodeId, name: &[u8], node: NewNode) -> Result<Found, Error> {
+        let mark = self.coherence.mark();
         let attr = self.backend.mknod(parent, name, node).await?;
-        Ok(self.found(attr))
+        Ok(self.made(mark, parent, attr))
+    }
+
+    /// A new entry of `parent`.
+    fn made(&self, mark: Mark, parent: InodeId, attr: Attr) -> Found {
+        self.coherence.changed_here(parent);
+        self.found(mark, attr)
     }
 
     /// Gives an inode one more name.
     pub(crate) async fn link(&self, ino: InodeId, parent: InodeId, name: &[u8]) -> Result<Found, Error> {
+        let mark = self.coherence.mark();
         let attr = self.backend.link(ino, parent, name).await?;
         // Which of its names go is not followed any more.
         self.inodes.distrust();
         lock(&self.written).settle(ino);
         self.lost_name(Some(ino), false);
-        Ok(self.found(attr))
+        let found = self.made(mark, parent, attr);
+        self.coherence.changed_here(ino);
+        Ok(found)
     }
 
     /// Removes a name.
     pub(crate) async fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
         self.backend.unlink(parent, name).await?;
+        self.coherence.changed_here(parent);
         self.inodes.distrust();
         lock(&self.pending).remove(parent, name);
         let removed = lock(&self.written).remove(parent, name);
@@ -299,7 +341,9 @@ impl<B: Backend> Fs<B> {
 
     /// Removes an empty directory.
     pub(crate) async fn rmdir(&self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
-        Ok(self.backend.rmdir(parent, name).await?)
+        self.backend.rmdir(parent, name).await?;
+        self.coherence.changed_here(parent);
+        Ok(())
     }
 
     /// Renames.
@@ -310,6 +354,7 @@ impl<B: Backend> Fs<B> {
         flags: RenameFlags,
     ) -> Result<(), Error> {
         self.backend.rename(from.0, from.1, to.0, to.1, flags).await?;
+        [from.0, to.0].into_iter().for_each(|dir| self.coherence.changed_here(dir));
         self.inodes.distrust();
         lock(&self.pending).rename(from, to, flags.exchange);
         let replaced = lock(&self.written).rename(from, to, flags.exchange);

@@ -8,9 +8,18 @@
 mod answer;
 mod convert;
 mod flights;
+mod kernel;
+mod lease;
 mod locks;
 
-use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    ffi::OsStr,
+    io,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use dfs_client::{NewNode, RenameFlags, Seek};
 use dfs_common::{SetAttr, lock::Class};
@@ -24,6 +33,8 @@ use fuser::{
 pub(crate) use answer::{Adapter, Counters};
 use flights::Asked;
 pub(crate) use flights::{Flights, Waiting};
+pub(crate) use kernel::Kernel;
+pub(crate) use lease::keep as keep_lease;
 
 use crate::fs::{
     Found,
@@ -82,11 +93,22 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
         let (fs, entry) = (Arc::clone(&self.fs), name(entry));
-        self.entry(
-            Asked::new("lookup", parent, req),
-            async move { fs.lookup(fs.inode(parent.0), &entry).await },
-            reply,
-        );
+        let work = async move {
+            match fs.lookup(fs.inode(parent.0), &entry).await {
+                Err(error) if error.is_not_found() && fs.coherence().negative_ttl().is_some() => Ok(None),
+                found => found.map(Some),
+            }
+        };
+        let fs = Arc::clone(&self.fs);
+        self.ask(Asked::new("lookup", parent, req), work, move |outcome| match outcome {
+            Ok(Some(found)) => answer::reply_entry(&fs, &found, reply),
+            // Inode 0: there is no such name, and the kernel may remember that.
+            Ok(None) => match fs.coherence().negative_ttl() {
+                Some(ttl) => reply.entry_with_ttls(&Duration::ZERO, &ttl, &convert::nothing(), Generation(0)),
+                None => reply.error(Errno::ENOENT),
+            },
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
@@ -232,14 +254,13 @@ impl Filesystem for Adapter {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let fs = Arc::clone(&self.fs);
         let work = async move { fs.open(fs.inode(ino.0), OpenMode::from_flags(flags.0)).await };
-        let kernel = self.kernel();
-        let back = Arc::clone(&self.fs);
+        let (back, told) = (Arc::clone(&self.fs), Arc::clone(&self.fs));
         let give_back = move |opened: Opened| async move { back.unclaimed(opened.handle).await };
         self.ask_for(Asked::new("open", ino, req), work, give_back, move |outcome| match outcome {
             Ok(opened) => {
                 // The size that the kernel remembers may be of the version before, and would cut this one off.
                 if opened.caching != Caching::Keep && !opened.is_size_told {
-                    kernel.forget_attr(ino);
+                    told.coherence().attr_changed_here(told.inode(ino.0));
                 }
                 reply.opened(FileHandle(opened.handle), convert::fopen_flags(opened));
             }
@@ -259,9 +280,10 @@ impl Filesystem for Adapter {
     ) {
         let (fs, entry, owner) = (Arc::clone(&self.fs), name(entry), (req.uid(), req.gid()));
         let work = async move {
+            let mark = fs.coherence().mark();
             let (attr, opened) =
                 fs.create(fs.inode(parent.0), &entry, mode, owner, OpenMode::from_flags(flags)).await?;
-            Ok::<(Found, Opened), Error>((fs.found(attr), opened))
+            Ok::<(Found, Opened), Error>((fs.found(mark, attr), opened))
         };
         // The kernel gives one time for name and attributes here; those of a file being written must not be kept.
         let back = Arc::clone(&self.fs);
@@ -324,10 +346,10 @@ impl Filesystem for Adapter {
             Some(Ok(())) => reply.written(length),
             Some(Err(errno)) => reply.error(errno),
             None => {
-                let (fs, data, kernel) = (Arc::clone(&self.fs), data.to_vec(), self.kernel());
+                let (fs, data) = (Arc::clone(&self.fs), data.to_vec());
                 let work = async move {
                     if drops_bits && fs.drop_set_id(fh.0).await? {
-                        kernel.forget_attr(ino);
+                        fs.coherence().attr_changed_here(fs.inode(ino.0));
                     }
                     fs.write(fh.0, offset, &data, from_cache).await
                 };
@@ -416,7 +438,9 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(self.fs.opendir(self.fs.inode(ino.0))), fuser::FopenFlags::empty());
+        let (handle, may_keep) = self.fs.opendir(self.fs.inode(ino.0));
+        let keep = fuser::FopenFlags::FOPEN_CACHE_DIR | fuser::FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(handle), if may_keep { keep } else { fuser::FopenFlags::empty() });
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {

@@ -24,7 +24,7 @@ use tokio::{
 use crate::{
     config::Args,
     fs::{self, Fs},
-    fuse::{Adapter, Counters},
+    fuse::{Adapter, Counters, Kernel, keep_lease},
     status::{self, Facts, Socket},
 };
 
@@ -175,23 +175,25 @@ async fn attach(
     };
     let fs = Arc::new(Fs::new(dfs.clone(), options));
     let runtime = tokio::runtime::Handle::current();
-    let mut adapter = Adapter::new(fs, runtime, args.client.deadline.0, Arc::clone(&counters));
+    let mut adapter = Adapter::new(Arc::clone(&fs), runtime, args.client.deadline.0, Arc::clone(&counters));
     adapter.set_local_locks(args.local_locks);
-    let kernel = adapter.kernel();
-    let facts = Facts { dfs: dfs.clone(), flights: adapter.flights(), counters, since: Instant::now() };
+    let facts =
+        Facts { dfs: dfs.clone(), fs: Arc::clone(&fs), flights: adapter.flights(), counters, since: Instant::now() };
     let request = request(args, mountpoint);
-    let session = spawn_blocking(move || -> anyhow::Result<_> {
+    let (session, for_notes) = spawn_blocking(move || -> anyhow::Result<_> {
         let device = device::attach(&request)?;
+        let for_notes = device.try_clone().context("cannot keep a second descriptor of the device")?;
         let mut config = Config::default();
         config.n_threads = Some(REQUEST_THREADS);
         // A clone needs the right to open the device, which a user who mounted by fusermount3 may lack.
         config.clone_fd = device::can_open();
         // The kernel itself checks who may use the mount.
-        Session::from_fd(adapter, device, SessionACL::All, config).context("the kernel refused the FUSE handshake")
+        let session = Session::from_fd(adapter, device, SessionACL::All, config);
+        Ok((session.context("the kernel refused the FUSE handshake")?, for_notes))
     })
     .await
     .context("the mounting thread panicked")??;
-    kernel.set(session.notifier());
+    fs.coherence().connect(Box::new(Kernel::new(options.root, session.notifier(), for_notes)));
     let (tell, ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("fuse".into())
@@ -200,6 +202,8 @@ async fn attach(
     let outcome = first_look(mountpoint, args.client.deadline.0).await;
     if outcome.is_err() {
         detach(mountpoint).await?;
+    } else if fs.coherence().can_lease() {
+        tokio::spawn(keep_lease(Arc::downgrade(&fs), dfs.clone()));
     }
     Ok((ended, open_socket(args, outcome?, facts)))
 }

@@ -18,12 +18,15 @@ use std::{
 use anyhow::Context as _;
 use dfs_client::{
     Dfs,
-    mounts::{self, ASK_ABORT, ASK_STATUS, Aborted, Operation, Report},
+    mounts::{self, ASK_ABORT, ASK_STATUS, Aborted, Cache, Operation, Report},
 };
 use dfs_common::InodeId;
 use tokio::runtime::Handle;
 
-use crate::fuse::{Counters, Flights};
+use crate::{
+    fs::{Fs, coherence::Standing},
+    fuse::{Counters, Flights},
+};
 
 /// How long the cluster may take to answer before it counts as away. Longer than any healthy answer, shorter than the patience
 /// of a person.
@@ -36,6 +39,7 @@ const OPERATIONS_MAX: usize = 1000;
 /// What a report is made of.
 pub(crate) struct Facts {
     pub(crate) dfs: Dfs,
+    pub(crate) fs: Arc<Fs<Dfs>>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) since: Instant,
@@ -122,6 +126,16 @@ fn report(runtime: &Handle, facts: &Facts) -> Report {
         refused,
         failed,
         last_error: facts.counters.last_error(),
+        cache: cache(facts.fs.coherence().standing()),
+    }
+}
+
+fn cache(standing: Standing) -> Cache {
+    match standing {
+        Standing::Off => Cache::Brief,
+        Standing::Leased => Cache::Leased,
+        Standing::Lost(None) => Cache::Brief,
+        Standing::Lost(Some(since)) => Cache::Lost { since_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX) },
     }
 }
 

@@ -31,6 +31,7 @@ pub mod trash;
 
 mod admin;
 mod attr;
+mod change;
 mod chunk;
 mod holders;
 mod name;
@@ -47,9 +48,11 @@ mod version;
 mod tests;
 
 pub use admin::{Action, Impact};
+pub use change::Change;
 pub use command::{Batch, Command, CommittedChunk, Op, Outcome, Receipt, Refusal, RepairLimits, Reply, Settings};
 pub use event::{Event, Fact, Severity};
 pub use holders::Holders;
+pub use name::Name;
 pub use read::{DirEntry, DirPage, FileLayout};
 pub use rebalance::{Rebalance, RebalanceChange};
 pub use record::{Admin, Chunk, Counters, DoomedOn, Node, Pending, Reason, Session, Trashed};

@@ -12,6 +12,7 @@
 
 mod anew;
 mod bootstrap;
+mod changes;
 mod core;
 mod data_dir;
 mod handle;
@@ -33,6 +34,7 @@ mod watcher;
 mod tests;
 
 pub use anew::{AnewError, Remains, remains, rescue, restore};
+pub use changes::{News, Position};
 pub use data_dir::DataDirError;
 pub use handle::{Handle, Leadership, Member, MemberStatus, Status};
 pub use members::Step;

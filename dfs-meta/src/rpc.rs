@@ -21,6 +21,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod trash;
+mod watch;
 
 use dfs_common::{ErrorCode, NodeId, SessionId, node::NodeState};
 use dfs_proto::{

@@ -386,6 +386,9 @@ impl MetadataService for Service {
         unsupported()
     }
 
+    async fn watch(&self, _: Request<v1::WatchRequest>) -> Answer<v1::WatchResponse> {
+        unsupported()
+    }
     async fn stat_fs(&self, _: Request<v1::StatFsRequest>) -> Answer<v1::StatFsResponse> {
         unsupported()
     }

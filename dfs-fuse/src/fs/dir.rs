@@ -12,7 +12,7 @@ use dfs_common::{Attr, FileKind, InodeId};
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Found, Fs, backend::Backend, error::Error, inode::lock};
+use super::{Found, Fs, backend::Backend, coherence::Mark, error::Error, inode::lock};
 
 /// Entries a page, with attributes about 300 KB: two pages and one being fetched stay below a MiB a stream.
 const PAGE_ENTRIES: u32 = 2048;
@@ -40,6 +40,13 @@ pub(crate) struct DirStream {
     cursor: Mutex<Cursor>,
 }
 
+impl DirStream {
+    /// Which.
+    pub(crate) fn ino(&self) -> InodeId {
+        self.ino
+    }
+}
+
 #[derive(Default)]
 struct Cursor {
     parent: Option<InodeId>,
@@ -58,11 +65,14 @@ struct Page {
     entries: Vec<DirEntry>,
     is_last: bool,
     with_attrs: bool,
+    /// When it was asked for.
+    mark: Mark,
 }
 
 struct Ahead {
     after: Vec<u8>,
     with_attrs: bool,
+    mark: Mark,
     task: AbortOnDropHandle<Result<DirPage, dfs_client::Error>>,
 }
 
@@ -83,9 +93,11 @@ impl Page {
 }
 
 impl<B: Backend> Fs<B> {
-    /// Opens a directory.
-    pub(crate) fn opendir(&self, ino: InodeId) -> u64 {
-        self.dirs.insert(DirStream { ino, cursor: Mutex::default() })
+    /// Opens a directory; also whether the kernel may keep what is listed. It compares the time of the last change before it
+    /// uses that, which tells of everything but a new file here that is given up.
+    pub(crate) fn opendir(&self, ino: InodeId) -> (u64, bool) {
+        let may_keep = self.coherence.is_leased() && !lock(&self.pending).are_in(ino);
+        (self.dirs.insert(DirStream { ino, cursor: Mutex::default() }), may_keep)
     }
 
     /// Closes a directory.
@@ -123,13 +135,21 @@ impl<B: Backend> Fs<B> {
             let at = usize::try_from(index - page.first).expect("pages are small");
             for entry in &page.entries[at..] {
                 index += 1;
-                let attr = with_attrs.then(|| entry.attr.clone()).flatten().map(|attr| self.found(attr));
+                let attr = with_attrs.then(|| entry.attr.clone()).flatten();
+                let attr = attr.map(|attr| self.listed(page.mark, stream.ino, attr));
                 let entry = Entry { name: &entry.name, ino: entry.ino, kind: entry.kind, next: index + 2, attr };
                 if sink(entry) {
                     return Ok(());
                 }
             }
         }
+    }
+
+    /// An entry of a page, which may be outdated as a whole: the kernel gets one time for name and attributes.
+    fn listed(&self, mark: Mark, dir: InodeId, attr: Attr) -> Found {
+        let mut found = self.found(mark, attr);
+        found.ttl = found.ttl.min(self.coherence.ttl(mark, &[dir]));
+        found
     }
 
     /// Makes the current page one that holds entry `index`, or the last one if there is no such entry.
@@ -176,26 +196,29 @@ impl<B: Backend> Fs<B> {
         with_attrs: bool,
     ) -> Result<(), Error> {
         let ahead = cursor.ahead.take().filter(|ahead| ahead.after == after && (ahead.with_attrs || !with_attrs));
-        let (page, with_attrs) = match ahead {
-            Some(Ahead { task, with_attrs, .. }) => {
+        let (page, with_attrs, mark) = match ahead {
+            Some(Ahead { task, with_attrs, mark, .. }) => {
                 let page = task.await.map_err(|_| Error::refused(libc::EIO, "the read-ahead task ended early"))?;
-                (page?, with_attrs)
+                (page?, with_attrs, mark)
             }
-            None => (self.backend.readdir(ino, &after, PAGE_ENTRIES, with_attrs).await?, with_attrs),
+            None => {
+                let mark = self.coherence.mark();
+                (self.backend.readdir(ino, &after, PAGE_ENTRIES, with_attrs).await?, with_attrs, mark)
+            }
         };
         cursor.parent = Some(page.parent);
         let last = page.entries.last().map(|entry| entry.name.clone());
         if let (false, Some(after)) = (page.end, last.clone()) {
-            let (backend, name) = (Arc::clone(&self.backend), after.clone());
+            let (backend, name, mark) = (Arc::clone(&self.backend), after.clone(), self.coherence.mark());
             let task = tokio::spawn(async move { backend.readdir(ino, &name, PAGE_ENTRIES, with_attrs).await });
-            cursor.ahead = Some(Ahead { after, with_attrs, task: AbortOnDropHandle::new(task) });
+            cursor.ahead = Some(Ahead { after, with_attrs, mark, task: AbortOnDropHandle::new(task) });
         }
         // An empty page that is not the last would make the listing stand still.
         let is_last = page.end || page.entries.is_empty();
         let upto = if is_last { None } else { last };
         let entries = self.with_pending(ino, &after, upto.as_deref(), page.entries);
         cursor.remember(first, &after);
-        cursor.previous = cursor.page.replace(Page { first, after, entries, is_last, with_attrs });
+        cursor.previous = cursor.page.replace(Page { first, after, entries, is_last, with_attrs, mark });
         Ok(())
     }
 

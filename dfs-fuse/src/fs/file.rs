@@ -123,6 +123,7 @@ impl<B: Backend> Fs<B> {
         let writer = self.backend.open_new_writer(&created).await?;
         let inode = self.inodes.acquire(ino, Role::Write);
         inode.install_new(writer, created.attr.clone()).await;
+        self.coherence.changed_here(parent);
         lock(&self.pending).insert(parent, name, ino);
         lock(&self.written).insert(parent, name, ino);
         let handle = self.handles.insert(Handle::Write { inode, is_append: open.append });
@@ -383,6 +384,8 @@ impl<B: Backend> Fs<B> {
             Ok(attr) => {
                 inode.set_published(attr);
                 lock(&self.pending).settle(inode.ino);
+                // The cluster has set times of which the kernel does not know.
+                self.coherence.attr_changed_here(inode.ino);
                 Ok(())
             }
             // The file was removed while it was open: nobody can ever see what was written, as on a local disk.

@@ -38,6 +38,11 @@ impl<T> Handles<T> {
             .ok_or_else(|| Error::refused(libc::EBADF, "no such handle"))
     }
 
+    /// What `f` makes of each of them.
+    pub(crate) fn map<R>(&self, f: impl Fn(&T) -> R) -> Vec<R> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).values().map(|thing| f(thing)).collect()
+    }
+
     /// Takes the thing out.
     pub(crate) fn remove(&self, number: u64) -> Option<Arc<T>> {
         self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&number)

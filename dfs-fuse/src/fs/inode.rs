@@ -427,6 +427,11 @@ impl<B: Backend> OpenInodes<B> {
         }
     }
 
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<InodeId> {
+        lock(&self.table).keys().copied().collect()
+    }
+
     /// How many inodes have handles.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {

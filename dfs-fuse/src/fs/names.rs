@@ -66,6 +66,11 @@ impl Names {
         names.range::<[u8], _>((lower, upper)).map(|(name, ino)| (name.clone(), *ino)).collect()
     }
 
+    /// Whether a directory has any.
+    pub(crate) fn are_in(&self, parent: InodeId) -> bool {
+        self.by_parent.contains_key(&parent)
+    }
+
     fn forget_name(&mut self, parent: InodeId, name: &[u8]) -> Option<InodeId> {
         let names = self.by_parent.get_mut(&parent)?;
         let ino = names.remove(name);

@@ -467,7 +467,7 @@ async fn a_listing_in_buffers_of_any_size_is_whole() {
         expected.push(name);
     }
     for limit in 1..14 {
-        let stream = mount.fs.opendir(InodeId::ROOT);
+        let (stream, _) = mount.fs.opendir(InodeId::ROOT);
         let (mut all, mut offset) = (Vec::new(), 0);
         loop {
             let (names, next) = list(&mount, stream, offset, limit).await;
@@ -493,7 +493,7 @@ async fn removing_while_listing_misses_nothing() {
     for index in 0..10 {
         mount.file(&format!("n{index}"), "").await;
     }
-    let stream = mount.fs.opendir(InodeId::ROOT);
+    let (stream, _) = mount.fs.opendir(InodeId::ROOT);
     let (mut seen, mut offset) = (0, 0);
     loop {
         let (names, next) = list(&mount, stream, offset, 2).await;
@@ -516,7 +516,7 @@ async fn files_being_written_are_listed_with_their_size() {
     mount.file("z", "").await;
     let (_, handle) = mount.create("m").await;
     mount.write(handle, 0, "12345").await;
-    let stream = mount.fs.opendir(InodeId::ROOT);
+    let (stream, _) = mount.fs.opendir(InodeId::ROOT);
     let mut sizes = Vec::new();
     let sink = |entry: dir::Entry<'_>| {
         let found = entry.attr.expect("asked for");

@@ -81,13 +81,17 @@ impl<B: Backend> Fs<B> {
     /// Sets an attribute.
     pub(crate) async fn setxattr(&self, ino: InodeId, name: &[u8], value: &[u8], mode: SetMode) -> Result<(), Error> {
         check_kept(name)?;
-        Ok(self.backend.setxattr(ino, name, value, mode.create, mode.replace).await?)
+        self.backend.setxattr(ino, name, value, mode.create, mode.replace).await?;
+        self.coherence.changed_here(ino);
+        Ok(())
     }
 
     /// Removes an attribute.
     pub(crate) async fn removexattr(&self, ino: InodeId, name: &[u8]) -> Result<(), Error> {
         check_kept(name)?;
-        Ok(self.backend.removexattr(ino, name).await?)
+        self.backend.removexattr(ino, name).await?;
+        self.coherence.changed_here(ino);
+        Ok(())
     }
 
     /// SHA-256 of the published content, as `sha256sum` prints it. Of a file of one chunk that fills it, metadata knows it;

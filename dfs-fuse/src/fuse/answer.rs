@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use dfs_client::{Dfs, mounts::Trouble};
-use fuser::{Errno, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
+use fuser::{Errno, Generation, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
 use tokio::{
     runtime::Handle,
     time::{sleep, timeout},
@@ -31,32 +31,9 @@ pub(crate) struct Adapter {
     runtime: Handle,
     deadline: Duration,
     pub(super) counters: Arc<Counters>,
-    kernel: Kernel,
     flights: Arc<Flights>,
     /// Whether the kernel keeps locks itself.
     pub(super) has_local_locks: bool,
-}
-
-/// The way to tell the kernel something on our own; there once the session is.
-#[derive(Clone, Default)]
-pub(crate) struct Kernel(Arc<OnceLock<Notifier>>);
-
-impl Kernel {
-    /// The session is there.
-    pub(crate) fn set(&self, notifier: Notifier) {
-        // There is one session, so this is called once.
-        let _ = self.0.set(notifier);
-    }
-
-    /// Makes the kernel ask for the attributes of `ino` again before it uses them. Its pages stay. This takes no lock that an
-    /// operation on the inode could hold, so it may be called from within one.
-    pub(super) fn forget_attr(&self, ino: INodeNo) {
-        if let Some(notifier) = self.0.get()
-            && let Err(error) = notifier.inval_inode(ino, -1, 0)
-        {
-            tracing::debug!(ino = ino.0, %error, "the kernel keeps its attributes until they expire");
-        }
-    }
 }
 
 /// What happened since the mount began.
@@ -104,6 +81,16 @@ impl Counters {
     }
 }
 
+pub(super) fn reply_entry(fs: &Fs<Dfs>, found: &Found, reply: ReplyEntry) {
+    let entry_ttl = fs.coherence().entry_ttl();
+    reply.entry_with_ttls(&found.ttl, &entry_ttl, &convert::attr(&found.attr), Generation(0));
+}
+
+/// Whether an operation failed that may yet have its effect.
+fn is_uncertain<T>(outcome: &Result<T, Error>) -> bool {
+    outcome.as_ref().is_err_and(|error| error.errno() == libc::EIO)
+}
+
 /// What is given back when nothing has to be.
 async fn forget<T>(_: T) {}
 
@@ -112,7 +99,7 @@ impl Adapter {
     pub(crate) fn new(fs: Arc<Fs<Dfs>>, runtime: Handle, deadline: Duration, counters: Arc<Counters>) -> Self {
         let flights = Arc::default();
         runtime.spawn(watch(Arc::downgrade(&flights)));
-        Self { fs, runtime, deadline, counters, kernel: Kernel::default(), flights, has_local_locks: false }
+        Self { fs, runtime, deadline, counters, flights, has_local_locks: false }
     }
 
     /// Lets the kernel keep locks itself, or not.
@@ -123,11 +110,6 @@ impl Adapter {
     /// The operations that wait.
     pub(crate) fn flights(&self) -> Arc<Flights> {
         Arc::clone(&self.flights)
-    }
-
-    /// The way to tell the kernel something.
-    pub(crate) fn kernel(&self) -> Kernel {
-        self.kernel.clone()
     }
 
     /// Runs `work`, which likely has its outcome at hand, and hands it to `reply`.
@@ -208,7 +190,7 @@ impl Adapter {
         B: Future<Output = ()> + Send + 'static,
     {
         let patience = asked.patience(self.deadline);
-        let (counters, flights) = (Arc::clone(&self.counters), Arc::clone(&self.flights));
+        let (counters, flights, fs) = (Arc::clone(&self.counters), Arc::clone(&self.flights), Arc::clone(&self.fs));
         counters.requests.fetch_add(1, Ordering::Relaxed);
         async move {
             let mut work = std::pin::pin!(work);
@@ -225,6 +207,9 @@ impl Adapter {
                     }
                 }
             };
+            if asked.changes() && outcome.as_ref().map_or_else(|_| true, is_uncertain) {
+                fs.doubt();
+            }
             match outcome {
                 Ok(outcome) => reply(outcome.map_err(|error| counters.errno(asked, &error))),
                 Err(error) => {
@@ -243,11 +228,9 @@ impl Adapter {
     where
         W: Future<Output = Result<Found, Error>> + Send + 'static,
     {
-        let entry_ttl = self.fs.entry_ttl();
+        let fs = Arc::clone(&self.fs);
         self.ask(asked, work, move |outcome| match outcome {
-            Ok(found) => {
-                reply.entry_with_ttls(&found.ttl, &entry_ttl, &convert::attr(&found.attr), Generation(0));
-            }
+            Ok(found) => reply_entry(&fs, &found, reply),
             Err(errno) => reply.error(errno),
         });
     }

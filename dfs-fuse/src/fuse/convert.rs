@@ -86,6 +86,27 @@ pub(super) fn attr(attr: &Attr) -> FileAttr {
     }
 }
 
+/// Attributes of a name that does not exist: the kernel looks at the inode number 0 only.
+pub(super) fn nothing() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: BLOCK_BYTES,
+        flags: 0,
+    }
+}
+
 /// How the kernel is to treat an open file.
 pub(super) fn fopen_flags(opened: Opened) -> FopenFlags {
     let pages = match opened.caching {

@@ -54,6 +54,14 @@ impl Asked {
         !matches!(self.operation, "readdir" | "readdirplus")
     }
 
+    /// Whether it changes names or attributes.
+    pub(super) fn changes(&self) -> bool {
+        matches!(
+            self.operation,
+            "mknod" | "mkdir" | "unlink" | "rmdir" | "symlink" | "rename" | "link" | "create" | "open" | "setattr"
+        )
+    }
+
     /// How long it may take, given the deadline of one call to the cluster.
     pub(super) fn patience(&self, deadline: Duration) -> Duration {
         match self.operation {

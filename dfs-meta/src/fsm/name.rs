@@ -21,14 +21,18 @@ const PATH_MAX: usize = 4 * dfs_common::name::PATH_MAX;
 
 /// Name of an entry: one pointer wide, shared by the directory and the inode that it names.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Name(ThinArc<(), u8>);
+pub struct Name(ThinArc<(), u8>);
 
 impl Name {
-    pub(super) fn from_slice(bytes: &[u8]) -> Self {
+    /// Of these bytes.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Self {
         Self(ThinArc::from_header_and_slice((), bytes))
     }
 
-    pub(super) fn as_slice(&self) -> &[u8] {
+    /// Its bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
         &self.0.slice
     }
 }
@@ -106,6 +110,7 @@ impl Comparable<Entry> for EntryRef<'_> {
 impl State {
     /// Enters a name that is free.
     pub(super) fn insert_dentry(&mut self, parent: InodeId, name: Name, ino: InodeId) {
+        self.entry_changed(parent, &name);
         let before = self.dentries.insert((parent, name.clone()), ino);
         assert!(before.is_none(), "{name:?} in directory {parent} is taken by inode {before:?}");
         let Some(inode) = self.inode_mut(ino) else { return };
@@ -122,6 +127,7 @@ impl State {
     /// Takes a name out and says what it named.
     pub(super) fn remove_dentry(&mut self, parent: InodeId, name: &[u8]) -> Option<(InodeId, Name)> {
         let ((_, name), ino) = self.dentries.remove_with_key(&EntryRef(parent, name))?;
+        self.entry_changed(parent, &name);
         if self.inodes.get(&ino).is_some_and(|inode| inode.place.is_some()) {
             self.set_place(ino, None);
         } else if self.links.remove(&(ino, parent, name.clone())).is_some() {

@@ -327,6 +327,7 @@ impl State {
                 self.reservations.remove(&(parent, name, unpublished.session));
             }
         }
+        self.inode_changed(ino);
         let origin = self.orphans.remove(&ino);
         let Some(inode) = self.inodes.remove(&ino) else { return };
         match (version, origin) {

@@ -593,6 +593,8 @@ impl Input {
             ensure(state.published(parent, &name).is_none(), "an entry twice")?;
             state.insert_dentry(parent, name, ino);
         }
+        // Whoever keeps something is told to forget everything when a snapshot comes in.
+        state.changes.clear();
         for (id, chunk) in self.runs.chunks.take(!matches!(next, Some(Record::Chunk { .. }))) {
             chunk.replicas.iter().for_each(|node| state.index_copy(*node, id));
             ensure(state.chunks.insert(id, chunk).is_none(), "a chunk twice")?;

@@ -9,6 +9,7 @@ use dfs_common::{Attr, ChunkId, ClusterId, ErrorCode, FileId, FileKind, InodeId,
 use imbl::{OrdMap, OrdSet};
 
 use super::{
+    change::Change,
     command::{Batch, Command, Op, Outcome, Refusal, RepairLimits, Reply, Settings},
     event::{EventLog, Fact},
     name::Name,
@@ -98,6 +99,9 @@ pub struct State {
 
     /// Derived figures that no map's length gives.
     pub(super) counters: Counters,
+
+    /// What the command that is being applied has changed; empty between commands, so no part of the state.
+    pub(super) changes: Vec<Change>,
 }
 
 impl Default for State {
@@ -162,12 +166,27 @@ impl State {
             rebalance: Rebalance::default(),
             restored: None,
             counters: Counters::default(),
+            changes: Vec::new(),
         }
     }
 
     /// Applies the commands in order and gives the outcome of each. A refused command changes nothing.
     pub fn apply(&mut self, batch: &Batch) -> Vec<Outcome> {
-        batch.commands.iter().map(|command| self.apply_one(batch.now_ns, command)).collect()
+        self.apply_and_tell(batch, |_, _| {})
+    }
+
+    /// As [`State::apply`]; what changes of that which clients keep is told to `tell`, with the session that changed it.
+    pub fn apply_and_tell(&mut self, batch: &Batch, mut tell: impl FnMut(Option<SessionId>, Change)) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(batch.commands.len());
+        for command in &batch.commands {
+            outcomes.push(self.apply_one(batch.now_ns, command));
+            let session = match command {
+                Command::Mutate { session, .. } => Some(*session),
+                _ => None,
+            };
+            self.changes.drain(..).for_each(|change| tell(session, change));
+        }
+        outcomes
     }
 
     fn apply_one(&mut self, now_ns: i64, command: &Command) -> Outcome {
@@ -291,6 +310,7 @@ impl State {
         if let Some(inode) = self.inode_mut(ino) {
             change(inode);
             inode.generation += 1;
+            self.inode_changed(ino);
         }
     }
 

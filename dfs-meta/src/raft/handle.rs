@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use dfs_common::{ClusterId, ErrorCode};
+use dfs_common::{ClusterId, ErrorCode, SessionId};
 use dfs_proto::status::RpcError;
 use openraft::ServerState;
 use tokio::sync::{mpsc, watch};
 
 use super::{
     Step,
+    changes::{News, Position},
     core::{Core, Phase},
     handover, members, proposer,
     types::{LogId, MetaNode, RaftId},
@@ -135,6 +136,19 @@ impl Handle {
     #[must_use]
     pub fn newest_event(&self) -> watch::Receiver<u64> {
         self.core.replica.newest_event()
+    }
+
+    /// The latest changes of that which clients keep: what happened behind `position` by others than `session`, at most `limit`
+    /// changes. Called within [`Handle::read`] it holds everything that was acknowledged before.
+    #[must_use]
+    pub fn changes_since(&self, position: Position, session: SessionId, limit: usize) -> News {
+        self.core.replica.changes.since(position, session, limit)
+    }
+
+    /// Fires with every change that [`Handle::changes_since`] can tell of.
+    #[must_use]
+    pub fn newest_change(&self) -> watch::Receiver<u64> {
+        self.core.replica.changes.newest()
     }
 
     /// The error that a call to a node that does not lead gets: `NotLeader` with the leader's address, if known.

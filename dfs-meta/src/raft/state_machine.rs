@@ -6,16 +6,19 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dfs_common::{
-    ClusterId,
+    ClusterId, SessionId,
     crash::{self, Point},
 };
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError, storage::RaftStateMachine};
 
 use tokio::sync::watch;
 
-use super::types::{Applied, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, TypeConfig};
+use super::{
+    changes::Changes,
+    types::{Applied, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, TypeConfig},
+};
 use crate::{
-    fsm::State,
+    fsm::{Change, State},
     store::{Head, SnapshotDir, SnapshotFile, StoreError},
 };
 
@@ -38,6 +41,7 @@ pub(crate) struct Replica {
     snapshots: Arc<SnapshotDir>,
     /// Number of the newest event in the state.
     newest_event: Arc<watch::Sender<u64>>,
+    pub(crate) changes: Arc<Changes>,
 }
 
 impl Replica {
@@ -63,7 +67,8 @@ impl Replica {
             snapshot: Some(head.meta),
         });
         let newest_event = Arc::new(watch::Sender::new(position.state.last_event()));
-        Ok(Self { position: Arc::new(RwLock::new(position)), snapshots, newest_event })
+        let changes = Arc::new(Changes::new());
+        Ok(Self { position: Arc::new(RwLock::new(position)), snapshots, newest_event, changes })
     }
 
     /// Runs `f` on the state.
@@ -145,6 +150,7 @@ impl Replica {
             position.membership = meta.last_membership.clone();
             position.snapshot = Some(meta);
             self.tell_newest_event(state.last_event());
+            self.changes.restart();
             std::mem::replace(&mut position.state, state)
         };
         crash::point(Point::SnapshotInstalled);
@@ -155,13 +161,13 @@ impl Replica {
 }
 
 impl Position {
-    fn apply(&mut self, entry: Entry) -> Applied {
+    fn apply(&mut self, entry: Entry, changed: &mut Vec<(Option<SessionId>, Change)>) -> Applied {
         self.applied = Some(entry.log_id);
         match entry.payload {
             EntryPayload::Blank => Applied::default(),
             EntryPayload::Normal(batch) => {
                 self.now_ns = self.now_ns.max(batch.now_ns);
-                Applied(self.state.apply(&batch))
+                Applied(self.state.apply_and_tell(&batch, |session, change| changed.push((session, change))))
             }
             EntryPayload::Membership(membership) => {
                 if membership.get_joint_config().len() > 1 {
@@ -188,7 +194,9 @@ impl RaftStateMachine<TypeConfig> for Replica {
         I::IntoIter: OptionalSend,
     {
         let mut position = self.write();
-        let applied = entries.into_iter().map(|entry| position.apply(entry)).collect();
+        let mut changed = Vec::new();
+        let applied = entries.into_iter().map(|entry| position.apply(entry, &mut changed)).collect();
+        self.changes.append(changed);
         let newest = position.state.last_event();
         drop(position);
         self.tell_newest_event(newest);

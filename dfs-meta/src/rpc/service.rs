@@ -47,6 +47,7 @@ impl MetadataService for Service {
         get_xattr(GetXattrRequest) -> GetXattrResponse => handle_get_xattr;
         list_xattr(ListXattrRequest) -> ListXattrResponse => handle_list_xattr;
         stat_fs(StatFsRequest) -> StatFsResponse => handle_stat_fs;
+        watch(WatchRequest) -> WatchResponse => handle_watch;
         lock(LockRequest) -> LockResponse => handle_lock;
         mutate(MutateRequest) -> MutateResponse => handle_mutate;
         get_file(GetFileRequest) -> GetFileResponse => handle_get_file;

@@ -171,6 +171,7 @@ unused! {
     list_xattr(ListXattrRequest) -> ListXattrResponse;
     lock(LockRequest) -> LockResponse;
     stat_fs(StatFsRequest) -> StatFsResponse;
+    watch(WatchRequest) -> WatchResponse;
     mutate(MutateRequest) -> MutateResponse;
     get_file(GetFileRequest) -> GetFileResponse;
     allocate_chunks(AllocateChunksRequest) -> AllocateChunksResponse;

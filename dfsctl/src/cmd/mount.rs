@@ -15,7 +15,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use dfs_client::mounts::{self, ASK_ABORT, ASK_STATUS, Aborted, Mounted, Report};
+use dfs_client::mounts::{self, ASK_ABORT, ASK_STATUS, Aborted, Cache, Mounted, Report};
 use dfs_common::units::Span;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -280,6 +280,7 @@ fn lines(mounted: &Mounted, state: &State) -> Vec<String> {
         bytes(report.memory_max_bytes),
         bytes(report.memory_peak_bytes)
     ));
+    lines.push(format!("  cache      {}", cache_words(report.cache)));
     lines.push(format!(
         "  so far     {}, {} refused, {} failed",
         counted(report.requests, "operation"),
@@ -296,6 +297,17 @@ fn lines(mounted: &Mounted, state: &State) -> Vec<String> {
         lines.push(format!("    {age} {} of inode {} for process {}", operation.name, operation.ino, operation.pid));
     }
     lines
+}
+
+fn cache_words(cache: Cache) -> String {
+    match cache {
+        Cache::Leased => "names and attributes are kept: the cluster tells what others change".to_owned(),
+        Cache::Brief => "names and attributes are kept for as long as `cache=` says".to_owned(),
+        Cache::Lost { since_ms } => {
+            let since = Span(Duration::from_millis(since_ms));
+            format!("everything older was dropped: for {since} the cluster has not told what others change")
+        }
+    }
 }
 
 fn abort(context: &Context, dirs: &[PathBuf], args: &Abort) -> Result<(), Failure> {

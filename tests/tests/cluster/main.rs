@@ -7,6 +7,7 @@ mod basic_io;
 mod big_directory;
 mod chaos;
 mod clones;
+mod coherence;
 mod cp_tree;
 mod crash_points;
 mod dev;

@@ -116,6 +116,22 @@ fn changes_of_the_tree_are_seen() -> Result<()> {
 }
 
 #[test]
+fn what_was_closed_is_read_by_the_next_open() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    let (one, other) = (cluster.mount()?, cluster.mount()?);
+    files::write(&one.join("f"), b"0")?;
+    wait::until("the file", SEEN_WITHIN, || other.join("f").exists())?;
+    for round in 1..100 {
+        let (writer, reader) = if round % 2 == 0 { (&one, &other) } else { (&other, &one) };
+        let text = "x".repeat(round);
+        files::write(&writer.join("f"), text.as_bytes())?;
+        // At once, whatever the kernel knows of its size.
+        ensure!(fs::read_to_string(reader.join("f"))? == text, "round {round}");
+    }
+    cluster.finish([one, other])
+}
+
+#[test]
 fn the_last_of_two_writers_wins_whole() -> Result<()> {
     let mut cluster = Cluster::builder().start()?;
     let (one, two) = (cluster.mount()?, cluster.mount()?);

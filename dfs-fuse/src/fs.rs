@@ -166,7 +166,7 @@ impl<B: Backend> Fs<B> {
         self.coherence.lose(&self.reached())
     }
 
-    /// A change by this mount may take effect, now or later, without the kernel being told that it did.
+    /// Something that the kernel knows of this mount's own doing is not so, or may change without its being told.
     pub(crate) fn doubt(&self) {
         self.coherence.doubt(&self.reached());
     }

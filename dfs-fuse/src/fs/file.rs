@@ -416,18 +416,24 @@ impl<B: Backend> Fs<B> {
     async fn settle(&self, inode: &OpenInode<B>, writer: &B::Writer) {
         let unpublished = inode.unpublished(writer);
         match unpublished {
-            _ if writer.failure().is_some() => writer.abort().await,
+            _ if writer.failure().is_some() => self.give_up(writer).await,
             // Also of a removed file, whose changes nobody can see.
             None => writer.finish().await,
-            Some(left) if left.was_killed => writer.abort().await,
+            Some(left) if left.was_killed => self.give_up(writer).await,
             // Memory mappings are written back after the last close.
             Some(left) => {
                 if let Err(error) = self.published(inode, writer.publish_and_finish(left.set).await) {
                     tracing::warn!(ino = inode.ino.0, %error, "changes made after the last close are lost");
-                    writer.abort().await;
+                    self.give_up(writer).await;
                 }
             }
         }
+    }
+
+    /// Nothing more is published. A name that was created for it is gone, and the kernel knows it.
+    async fn give_up(&self, writer: &B::Writer) {
+        writer.abort().await;
+        self.doubt();
     }
 
     /// Size of the version that a read handle has.

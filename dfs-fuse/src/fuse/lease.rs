@@ -29,8 +29,15 @@ pub(crate) async fn keep(fs: Weak<Fs<Dfs>>, dfs: Dfs) {
         let Some(fs) = fs.upgrade() else { return };
         let bound = fs.coherence().bound();
         let until = fs.coherence().leased_until().unwrap_or_else(|| Instant::now() + bound.max(PAUSE));
-        match dfs.watch(&mut told, fs.coherence().is_in_doubt(), WAIT_MAX.min(bound / WAITS), until).await {
-            Ok(news) => take(&fs, news, until, &mut forgetting).await,
+        let own = fs.coherence().is_in_doubt();
+        match dfs.watch(&mut told, own, WAIT_MAX.min(bound / WAITS), until).await {
+            Ok(news) => {
+                if !own && fs.coherence().is_in_doubt() {
+                    // The doubt came after the question: of this mount's own changes nothing was told yet.
+                    fs.doubt();
+                }
+                take(&fs, news, until, &mut forgetting).await;
+            }
             Err(error) if Instant::now() >= until => lose(&fs, &error.to_string()),
             Err(error) => {
                 tracing::debug!(%error, "the cluster does not say what others change");

@@ -304,6 +304,7 @@ impl Handle {
                     led_for: now.saturating_duration_since(soft.since),
                     settle: settings.renewal * 2,
                     all_pins_heard: soft.sessions.all_heard(state.sessions().map(|session| session.id)),
+                    inherited_ns: *soft.inherited_ns.get_or_insert_with(|| state.newest_garbage_ns()),
                 };
                 let mut held = Pinned::default();
                 let is_pinned = |since, file| {
@@ -313,7 +314,13 @@ impl Handle {
                     }
                     is_pinned
                 };
-                let found = garbage::releasable(state.garbage(), gate, now_ns, is_pinned, settings.release_batch);
+                let found = garbage::releasable(
+                    |from| state.garbage_since(from),
+                    gate,
+                    now_ns,
+                    is_pinned,
+                    settings.release_batch,
+                );
                 soft.pinned = held;
                 found
             })

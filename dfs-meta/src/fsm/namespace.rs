@@ -324,7 +324,11 @@ impl State {
         };
         if let Some(unpublished) = self.unpublished.remove(&ino) {
             for (parent, name) in unpublished.names {
+                // Who reserved the name has seen it: under the name, and in listings, which are kept for as long as the
+                // directory's time stays.
+                self.entry_changed(parent, &name);
                 self.reservations.remove(&(parent, name, unpublished.session));
+                self.entries_changed(now_ns, parent);
             }
         }
         self.inode_changed(ino);

@@ -224,7 +224,8 @@ fn a_short_cache_is_kept_short_without_the_cluster_and_none_is_none() -> Result<
     let mount = cluster.mount_with("cache=none")?;
     files::write(&mount.join("f"), b"x")?;
     ensure!(report(&mount)?["cache"] == "brief");
-    let asked = requests(&mount, || (0..20).try_for_each(|_| fs::metadata(mount.join("f")).map(drop)).map_err(Into::into))?;
+    let asked =
+        requests(&mount, || (0..20).try_for_each(|_| fs::metadata(mount.join("f")).map(drop)).map_err(Into::into))?;
     ensure!(asked >= 20, "{asked} requests: something was kept");
     cluster.finish([mount])
 }

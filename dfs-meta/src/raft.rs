@@ -13,6 +13,7 @@
 mod anew;
 mod bootstrap;
 mod changes;
+mod clock;
 mod core;
 mod data_dir;
 mod handle;

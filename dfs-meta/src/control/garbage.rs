@@ -35,20 +35,6 @@ pub struct Gate {
     pub settle: Duration,
     /// Every live session sent its full set of pins to this leader.
     pub all_pins_heard: bool,
-    /// The latest time in the garbage when this leader began to lead.
-    pub inherited_ns: i64,
-}
-
-impl Gate {
-    /// Whether something that became garbage at `since_ns` is old enough. A time in the future is that of a leader before, whose
-    /// clock was ahead of this one's: it has been garbage for at least as long as this leader leads.
-    fn is_old(&self, since_ns: i64, now_ns: i64) -> bool {
-        if since_ns > now_ns && since_ns <= self.inherited_ns {
-            return self.led_for >= self.grace;
-        }
-        let grace = i64::try_from(self.grace.as_nanos()).unwrap_or(i64::MAX);
-        since_ns <= now_ns.saturating_sub(grace)
-    }
 }
 
 /// Garbage past its grace time that waits for those who have it open, as the last look found it.
@@ -72,10 +58,9 @@ impl Pinned {
 }
 
 /// The versions among `garbage` (with the leader's clock in nanoseconds when each became garbage) that may be released now,
-/// at most `limit`, oldest first as given. `garbage` gives what became garbage at a time or later; the first one that is too
-/// young ends what is looked at, but for those with times in the future.
-pub fn releasable<I: Iterator<Item = (i64, FileId)>>(
-    garbage: impl Fn(i64) -> I,
+/// at most `limit`, oldest first as given. Stops at the first one that is too young.
+pub fn releasable(
+    garbage: impl Iterator<Item = (i64, FileId)>,
     gate: Gate,
     now_ns: i64,
     mut is_pinned: impl FnMut(i64, FileId) -> bool,
@@ -84,10 +69,14 @@ pub fn releasable<I: Iterator<Item = (i64, FileId)>>(
     if gate.led_for < gate.settle || !gate.all_pins_heard {
         return Vec::new();
     }
-    let is_old = |found: &(i64, FileId)| gate.is_old(found.0, now_ns);
-    let past = garbage(i64::MIN).take_while(|(since, _)| *since <= now_ns).take_while(is_old);
-    let future = garbage(now_ns.saturating_add(1)).take_while(is_old);
-    past.chain(future).filter(|(since, file)| !is_pinned(*since, *file)).map(|(_, file)| file).take(limit).collect()
+    let grace = i64::try_from(gate.grace.as_nanos()).unwrap_or(i64::MAX);
+    let oldest_kept = now_ns.saturating_sub(grace);
+    garbage
+        .take_while(|(since, _)| *since <= oldest_kept)
+        .filter(|(since, file)| !is_pinned(*since, *file))
+        .map(|(_, file)| file)
+        .take(limit)
+        .collect()
 }
 
 /// The entries among `trash` (with when each came in, nanoseconds) that were kept for `retention_ns`, at most `limit`, oldest
@@ -243,13 +232,7 @@ mod tests {
             led_for: Duration::from_secs(100),
             settle: Duration::from_secs(20),
             all_pins_heard: true,
-            inherited_ns: i64::MIN,
         }
-    }
-
-    /// What became garbage at `from` or later.
-    fn behind(garbage: &[(i64, FileId)], from: i64) -> impl Iterator<Item = (i64, FileId)> {
-        garbage.iter().copied().filter(move |(since, _)| *since >= from)
     }
 
     fn file(n: u8) -> FileId {
@@ -258,27 +241,12 @@ mod tests {
 
     #[test]
     fn a_leader_that_may_not_know_all_pins_releases_nothing() {
-        let garbage = [(0, file(1))];
+        let garbage = || [(0, file(1))].into_iter();
         let now = 1000 * SECOND_NS;
-        let release = |gate| releasable(|from| behind(&garbage, from), gate, now, |_, _| false, 10).len();
+        let release = |gate| releasable(garbage(), gate, now, |_, _| false, 10).len();
         assert_eq!(release(gate()), 1);
         assert_eq!(release(Gate { led_for: Duration::from_secs(19), ..gate() }), 0);
         assert_eq!(release(Gate { all_pins_heard: false, ..gate() }), 0);
-    }
-
-    #[test]
-    fn a_clock_that_was_ahead_does_not_keep_garbage() {
-        let now = 1000 * SECOND_NS;
-        let (old, young, ahead, own) = (now - 61 * SECOND_NS, now - 1, now + 3600 * SECOND_NS, now + 7200 * SECOND_NS);
-        let garbage = [(old, file(1)), (young, file(2)), (ahead, file(3)), (own, file(4))];
-        let gate = Gate { inherited_ns: ahead, ..gate() };
-        let release = |gate| releasable(|from| behind(&garbage, from), gate, now, |_, _| false, 10);
-        assert_eq!(
-            release(gate),
-            [file(1), file(3)],
-            "what this leader freed itself before its clock was set back is not old"
-        );
-        assert_eq!(release(Gate { led_for: Duration::from_secs(59), ..gate }), [file(1)]);
     }
 
     fn candidate(n: u32, capacity_bytes: u64, used_bytes: u64) -> Candidate {
@@ -329,7 +297,7 @@ mod tests {
                 (0u8..).zip(&ages).map(|(n, age)| (now - age * SECOND_NS, file(n))).collect();
             garbage.sort();
             let is_pinned = |f: FileId| pinned.contains(&f.0[0]);
-            let released = releasable(|from| behind(&garbage, from), gate(), now, |_, f| is_pinned(f), limit);
+            let released = releasable(garbage.iter().copied(), gate(), now, |_, f| is_pinned(f), limit);
             let may: Vec<FileId> = garbage
                 .iter()
                 .filter(|(since, f)| now - since >= 60 * SECOND_NS && !is_pinned(*f))

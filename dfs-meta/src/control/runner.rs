@@ -16,7 +16,6 @@ use super::{
     garbage::{self, Due, Gate, Pinned},
     repair::{self, Need, Verdict, Wanted},
     soft::Soft,
-    unix_now_ns,
 };
 use crate::{
     fsm::{Command, Fact, Node, Reply, State},
@@ -181,7 +180,7 @@ impl Handle {
                 {
                     let repair::progress::Made { chunks, bytes, took } = made;
                     tracing::info!(copies = chunks, bytes, ?took, "every chunk has all its copies again");
-                    let to_ns = unix_now_ns();
+                    let to_ns = self.inner.raft.now_ns();
                     let from_ns = to_ns.saturating_sub(i64::try_from(took.as_nanos()).unwrap_or(i64::MAX));
                     self.record_event(Fact::RepairDone { chunks, bytes, from_ns, to_ns });
                 }
@@ -195,10 +194,11 @@ impl Handle {
     pub(super) async fn give_up_trash(&self) -> Result<(), RpcError> {
         let batch = self.settings().release_batch;
         for _ in 0..BATCHES_MAX {
+            let now_ns = self.inner.raft.now_ns();
             let file_ids = self
                 .inner
                 .raft
-                .peek(|state| garbage::expired(state.trash_by_age(), state.trash_retention_ns(), unix_now_ns(), batch));
+                .peek(|state| garbage::expired(state.trash_by_age(), state.trash_retention_ns(), now_ns, batch));
             if file_ids.is_empty() {
                 break;
             }
@@ -257,7 +257,7 @@ impl Handle {
     fn plan_trims(&self, nodes: &[Node]) -> Result<(), RpcError> {
         let window = self.settings().placement_valid;
         let grace = self.settings().trim_grace;
-        let rested_since = unix_now_ns().saturating_sub(i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX));
+        let rested_since = self.inner.raft.now_ns().saturating_sub(i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX));
         self.lead(|soft, now| {
             if now.saturating_duration_since(soft.since) < grace || !soft.trimmer.has_room() {
                 return;
@@ -296,7 +296,7 @@ impl Handle {
 
     async fn release_batch(&self) -> Result<usize, RpcError> {
         let settings = self.settings();
-        let now_ns = unix_now_ns();
+        let now_ns = self.inner.raft.now_ns();
         let file_ids = self.lead(|soft, now| {
             self.inner.raft.peek(|state| {
                 let gate = Gate {
@@ -304,7 +304,6 @@ impl Handle {
                     led_for: now.saturating_duration_since(soft.since),
                     settle: settings.renewal * 2,
                     all_pins_heard: soft.sessions.all_heard(state.sessions().map(|session| session.id)),
-                    inherited_ns: *soft.inherited_ns.get_or_insert_with(|| state.newest_garbage_ns()),
                 };
                 let mut held = Pinned::default();
                 let is_pinned = |since, file| {
@@ -314,13 +313,7 @@ impl Handle {
                     }
                     is_pinned
                 };
-                let found = garbage::releasable(
-                    |from| state.garbage_since(from),
-                    gate,
-                    now_ns,
-                    is_pinned,
-                    settings.release_batch,
-                );
+                let found = garbage::releasable(state.garbage(), gate, now_ns, is_pinned, settings.release_batch);
                 soft.pinned = held;
                 found
             })

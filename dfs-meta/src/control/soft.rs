@@ -74,8 +74,6 @@ pub(super) struct Soft {
     pub(super) cursors: Cursors,
     /// Garbage that readers keep, as the last round found it.
     pub(super) pinned: Pinned,
-    /// The latest time in the garbage when this leader first looked.
-    pub(super) inherited_ns: Option<i64>,
     /// Versions given up before their time because space was short.
     pub(super) given_up: u64,
     /// Until when that space is on its way.
@@ -105,7 +103,6 @@ impl Soft {
             evictions: BTreeMap::new(),
             cursors: Cursors::default(),
             pinned: Pinned::default(),
-            inherited_ns: None,
             given_up: 0,
             freeing_until: None,
             rng: StdRng::from_os_rng(),

@@ -280,18 +280,7 @@ impl State {
 
     /// Garbage versions with when they were freed (nanoseconds), oldest first.
     pub fn garbage(&self) -> impl Iterator<Item = (i64, FileId)> + '_ {
-        self.garbage_since(i64::MIN)
-    }
-
-    /// Those that were freed at `ns` or later.
-    pub fn garbage_since(&self, ns: i64) -> impl Iterator<Item = (i64, FileId)> + '_ {
-        self.garbage_by_age.range((ns, FileId([0; 16]))..).copied()
-    }
-
-    /// When the last of them was freed; the smallest time if there is none.
-    #[must_use]
-    pub fn newest_garbage_ns(&self) -> i64 {
-        self.garbage_by_age.get_max().map_or(i64::MIN, |(ns, _)| *ns)
+        self.garbage_by_age.iter().copied()
     }
 }
 

@@ -16,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Leadership,
+    clock::Clock,
     data_dir::DataDir,
     lease::Lease,
     peers::{Cluster, Peers},
@@ -49,6 +50,7 @@ pub(crate) struct Core {
     pub(crate) peers: Arc<Peers>,
     pub(crate) log: LogStore,
     pub(crate) replica: Replica,
+    pub(crate) clock: Clock,
     /// Set once the node knows how it starts.
     pub(crate) raft: OnceLock<Raft>,
     pub(crate) phase: watch::Sender<Phase>,

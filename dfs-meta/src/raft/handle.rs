@@ -126,6 +126,12 @@ impl Handle {
         self.core.replica.peek(f)
     }
 
+    /// The cluster's time as this node would tell it, nanoseconds since the Unix epoch: see the module `clock`.
+    #[must_use]
+    pub fn now_ns(&self) -> i64 {
+        self.core.clock.now_ns(self.core.replica.now_ns())
+    }
+
     /// Who leads, and every change of it.
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {

@@ -11,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Handle, Leadership,
     bootstrap::{self, Origin},
+    clock::Clock,
     core::{Core, Phase},
     data_dir::{DataDir, DataDirError},
     lease::{self, Lease},
@@ -70,6 +71,7 @@ impl Node {
             cluster,
             log,
             replica,
+            clock: Clock::default(),
             raft: OnceLock::new(),
             phase: watch::Sender::new(Phase::Starting),
             lease: Lease::default(),

@@ -3,10 +3,7 @@
 //! openraft makes one append and one flush for each proposal, one after the other. So commands that arrive while an entry is
 //! under way are gathered into the next one: under load an entry has dozens of commands, alone a command waits for nothing.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use dfs_common::ErrorCode;
 use dfs_proto::status::RpcError;
@@ -118,14 +115,9 @@ impl Gatherer {
             }
         }
         // Time never runs backwards in the log, whatever the clocks of successive leaders say.
-        self.last_ns = clock_ns().max(self.last_ns).max(core.replica.now_ns());
+        self.last_ns = core.clock.now_ns(self.last_ns.max(core.replica.now_ns()));
         (Batch { now_ns: self.last_ns, entropy: rand::random(), commands }, replies)
     }
-}
-
-fn clock_ns() -> i64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Proposes a batch, and has its outcomes handed out by a task of its own.
@@ -190,7 +182,7 @@ fn refuse(replies: Replies, error: &RpcError) {
 
 /// Proposes the commands that give the cluster its id and its first settings. Until then nothing else is proposed, so it goes past the queue.
 pub(crate) async fn name_cluster(core: &Core, raft: &Raft, commands: Vec<Command>) -> Result<(), String> {
-    let now_ns = clock_ns().max(core.replica.now_ns());
+    let now_ns = core.clock.now_ns(core.replica.now_ns());
     let batch = Batch { now_ns, entropy: rand::random(), commands };
     let answer = raft.client_write_ff(Arc::new(batch)).await.map_err(|e| e.to_string())?;
     let answer = tokio::time::timeout(DEADLINE, answer).await.map_err(|e| e.to_string())?;

@@ -9,7 +9,7 @@ use dfs_proto::{
 
 use super::{Service, invalid};
 use crate::{
-    control::{sessions::Renewal, unix_now_ns},
+    control::sessions::Renewal,
     fsm::{Command, Reply, Settings},
 };
 
@@ -28,7 +28,7 @@ impl Service {
             return Err(invalid(format!("a client's description has at most {DESCRIPTION_MAX} bytes")));
         }
         let cluster_id = self.cluster_id().await?;
-        let asked_ns = unix_now_ns();
+        let asked_ns = self.raft.now_ns();
         let reply = self.control.apply(Command::OpenSession { client_id, description: request.description }).await?;
         let Reply::Session { session } = reply else {
             return Err(RpcError::new(ErrorCode::Internal, "a session was answered with something else"));

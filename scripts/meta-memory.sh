@@ -9,4 +9,6 @@ case ${1:-} in
 -h | --help) sed -n '2,5s/^# \{0,1\}//p' "$0" && exit ;;
 esac
 need_toolchain
-exec cargo run --quiet --release --locked -p dfs-meta --example memory -- "$@"
+# With the whole workspace, so that the dependencies are the ones that are built already.
+cargo build --quiet --release --locked --workspace --example memory
+exec "$BIN/examples/memory" "$@"

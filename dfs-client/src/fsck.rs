@@ -75,6 +75,8 @@ pub struct Fsck {
     wanted: usize,
     verify: bool,
     nodes: Vec<Asked>,
+    /// Dead nodes that nobody can answer for any more.
+    gone: Vec<NodeId>,
 }
 
 /// A file to be checked.
@@ -167,7 +169,7 @@ impl Fsck {
     /// No leader answers within the deadline.
     pub async fn new(dfs: &Dfs, verify: bool) -> Result<Self, Error> {
         let status = dfs.cluster_status().await?;
-        let mut nodes = Vec::new();
+        let (mut nodes, mut gone) = (Vec::new(), Vec::new());
         // A node that got an empty disk comes back under its address as a new one: nobody answers for the old one any more.
         let is_followed = |node: &v1::NodeStatus| {
             let other = |other: &&v1::NodeStatus| other.address == node.address && other.node_id > node.node_id;
@@ -175,7 +177,11 @@ impl Fsck {
         };
         for node in &status.nodes {
             let state = convert::state(node.state)?;
-            if state == NodeState::Decommissioned || (state == NodeState::Dead && is_followed(node)) {
+            if state == NodeState::Decommissioned {
+                continue;
+            }
+            if state == NodeState::Dead && is_followed(node) {
+                gone.push(NodeId(node.node_id));
                 continue;
             }
             let channel = transport::connect(&node.address, dfs.options().connect_timeout)
@@ -192,7 +198,7 @@ impl Fsck {
             });
         }
         let wanted = status.detector.map_or(1, |settings| settings.replication as usize);
-        Ok(Self { dfs: dfs.clone(), cluster_id: status.cluster_id, wanted, verify, nodes })
+        Ok(Self { dfs: dfs.clone(), cluster_id: status.cluster_id, wanted, verify, nodes, gone })
     }
 
     /// Whether the nodes read the copies: without that nobody knows whether they are good.
@@ -332,7 +338,8 @@ impl Fsck {
         let chunks: BTreeMap<ChunkId, [u8; 32]> =
             window.iter().map(|slot| (slot.chunk.id, slot.chunk.sha256)).collect();
         let said = futures::future::join_all(self.nodes.iter().map(|node| self.ask_node(node, &chunks))).await;
-        let mut answers = Answers::default();
+        // Their copies are neither there nor missing: they are recorded until the node is removed, and are replaced long since.
+        let mut answers = Answers { silent: self.gone.iter().copied().collect(), ..Answers::default() };
         for (node, said) in self.nodes.iter().zip(said) {
             let Some(said) = said else {
                 answers.silent.insert(node.id);

@@ -10,6 +10,7 @@ pub(crate) mod coherence;
 pub(crate) mod dir;
 pub(crate) mod error;
 pub(crate) mod file;
+pub(crate) mod follow;
 pub(crate) mod handles;
 pub(crate) mod inode;
 pub(crate) mod locks;
@@ -197,12 +198,12 @@ impl<B: Backend> Fs<B> {
                 }
                 Err(error) if error.is_not_found() => {
                     let attr = open.as_ref().and_then(|inode| inode.orphan_attr()).ok_or(error)?;
-                    return Ok(self.of_version(Found { attr, ttl: Duration::ZERO }, handle));
+                    return Ok(self.of_version(Found { attr, ttl: Duration::ZERO }, handle).await);
                 }
                 Err(error) => return Err(error),
             },
         };
-        Ok(self.of_version(self.found(mark, attr), handle))
+        Ok(self.of_version(self.found(mark, attr), handle).await)
     }
 
     async fn getattr_root(&self) -> Result<Found, Error> {
@@ -221,11 +222,15 @@ impl<B: Backend> Fs<B> {
         Ok(self.found(mark, attr))
     }
 
-    /// A cached reader of an older version asks for the size before it reads near the end: it gets that of its version.
-    fn of_version(&self, mut found: Found, handle: Option<u64>) -> Found {
-        if let Some(size) = handle.and_then(|handle| self.size_of_version(handle))
-            && found.attr.size != size
-        {
+    /// A cached reader of an older version asks for the size before it reads near the end: it goes on with a version that only
+    /// adds to its own, and else gets the size of that.
+    async fn of_version(&self, mut found: Found, handle: Option<u64>) -> Found {
+        let Some(version) = handle.and_then(|handle| self.version_of(handle)) else { return found };
+        if found.attr.size > version.size() && found.attr.file_id != Some(version.id()) {
+            self.follow(found.attr.ino, &version).await;
+        }
+        let size = version.size();
+        if found.attr.size != size {
             lock(&self.pages).tell(found.attr.ino, None);
             found.attr.size = size;
             found.ttl = Duration::ZERO;

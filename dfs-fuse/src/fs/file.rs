@@ -16,13 +16,14 @@ use std::sync::{
 
 use bytes::Bytes;
 use dfs_client::NewFile;
-use dfs_common::{Attr, FileId, FileKind, InodeId, SetAttr};
+use dfs_common::{Attr, FileKind, InodeId, SetAttr};
 
 use super::{
     Fs,
     backend::{Backend, VersionReader as _, VersionWriter},
     caller::{self, Closing},
     error::Error,
+    follow::Version,
     inode::{OpenInode, Role, Unpublished, lock, open_published, reader_version},
     pages::Caching,
 };
@@ -33,9 +34,7 @@ pub(crate) enum Handle<B: Backend> {
     Read {
         inode: Arc<OpenInode<B>>,
         /// The version; unset while a file that was never published is read through its writer.
-        reader: OnceLock<Arc<B::Reader>>,
-        /// The version whose pages the kernel caches through this handle.
-        cached: Option<FileId>,
+        version: OnceLock<Arc<Version<B::Reader>>>,
         /// Whether the kernel was told to drop its pages and has not read since.
         is_unconfirmed: AtomicBool,
     },
@@ -185,20 +184,22 @@ impl<B: Backend> Fs<B> {
     async fn open_version(&self, inode: &Arc<OpenInode<B>>) -> Result<Opened, Error> {
         let reader =
             if inode.is_unpublished_writer() { None } else { open_published(&*self.backend, inode.ino).await? };
-        let (mut caching, mut cached, mut is_size_told) = (Caching::Bypass, None, false);
-        if let Some(reader) = &reader {
-            let version = reader_version::<B>(reader);
-            let mut pages = lock(&self.pages);
-            caching = pages.open(inode.ino, version);
-            is_size_told = pages.is_told(inode.ino, version);
-            drop(pages);
-            cached = (caching != Caching::Bypass).then_some(version);
+        let (mut caching, mut version, mut is_size_told) = (Caching::Bypass, None, false);
+        if let Some(reader) = reader {
             inode.refresh(reader.attr(), false);
+            let id = reader_version::<B>(&reader);
+            let mut pages = lock(&self.pages);
+            caching = pages.open(inode.ino, id);
+            is_size_told = pages.is_told(inode.ino, id);
+            // Under the lock of the pages, so that no reader goes on with another version in between.
+            version = Some(match caching {
+                Caching::Bypass => Arc::new(Version::new(reader, false)),
+                Caching::Keep | Caching::Fresh => inode.share(reader),
+            });
         }
         let handle = self.handles.insert(Handle::Read {
             inode: Arc::clone(inode),
-            reader: reader.map(Arc::new).map_or_else(OnceLock::new, OnceLock::from),
-            cached,
+            version: version.map_or_else(OnceLock::new, OnceLock::from),
             is_unconfirmed: AtomicBool::new(caching == Caching::Fresh),
         });
         Ok(Opened { handle, caching, is_size_told, wants_flush: false })
@@ -207,25 +208,32 @@ impl<B: Backend> Fs<B> {
     /// Reads.
     pub(crate) async fn read(&self, handle: u64, offset: u64, len: usize) -> Result<Vec<Bytes>, Error> {
         let handle = self.handles.get(handle)?;
-        if let Handle::Read { inode, reader, cached, is_unconfirmed } = &*handle
-            && let Some(reader) = reader.get()
+        if let Handle::Read { inode, version, is_unconfirmed } = &*handle
+            && let Some(version) = version.get()
         {
-            if let Some(version) = cached
-                && is_unconfirmed.swap(false, Ordering::Relaxed)
-            {
-                lock(&self.pages).confirm(inode.ino, *version);
+            if version.is_cached() && is_unconfirmed.swap(false, Ordering::Relaxed) {
+                let mut pages = lock(&self.pages);
+                pages.confirm(inode.ino, version.id());
             }
-            return Ok(reader.read_at(offset, len).await?);
+            let size = version.size();
+            let is_longer = |known: &Attr| known.size > size && known.file_id != Some(version.id());
+            // Behind the end of the version: the kernel knows of a longer one, or, without cached pages, knows nothing.
+            if offset.saturating_add(len as u64) > size
+                && (inode.known_attr().as_ref().is_some_and(is_longer) || !version.is_cached() && offset >= size)
+            {
+                self.follow(inode.ino, version).await;
+            }
+            return Ok(version.reader().read_at(offset, len).await?);
         }
         let inode = handle.inode();
         if let Some(writer) = inode.slot().await.as_ref() {
             return Ok(writer.read_at(offset, len).await?);
         }
         let Some(published) = inode.published(&self.backend).await? else { return Ok(Vec::new()) };
-        if let Handle::Read { reader, .. } = &*handle {
+        if let Handle::Read { version, .. } = &*handle {
             // From now on this handle keeps its version. A race between two reads is won by either.
-            let published = reader.get_or_init(|| Arc::clone(&published));
-            return Ok(published.read_at(offset, len).await?);
+            let version = version.get_or_init(|| Arc::new(Version::uncached(published)));
+            return Ok(version.reader().read_at(offset, len).await?);
         }
         Ok(published.read_at(offset, len).await?)
     }
@@ -339,9 +347,10 @@ impl<B: Backend> Fs<B> {
         self.unlock_handle(handle).await;
         let Some(handle) = self.handles.remove(handle) else { return };
         match &*handle {
-            Handle::Read { inode, cached, .. } => {
-                if let Some(version) = cached {
-                    lock(&self.pages).close(inode.ino, *version);
+            Handle::Read { inode, version, .. } => {
+                if let Some(version) = version.get().filter(|version| version.is_cached()) {
+                    let mut pages = lock(&self.pages);
+                    pages.close(inode.ino, version.id());
                 }
                 self.inodes.release_read(inode);
             }
@@ -436,10 +445,10 @@ impl<B: Backend> Fs<B> {
         self.doubt();
     }
 
-    /// Size of the version that a read handle has.
-    pub(crate) fn size_of_version(&self, handle: u64) -> Option<u64> {
+    /// The version that a read handle has.
+    pub(crate) fn version_of(&self, handle: u64) -> Option<Arc<Version<B::Reader>>> {
         match &*self.handles.get(handle).ok()? {
-            Handle::Read { reader, .. } => Some(reader.get()?.layout().size()),
+            Handle::Read { version, .. } => version.get().cloned(),
             Handle::Write { .. } => None,
         }
     }

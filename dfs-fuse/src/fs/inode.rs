@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -16,6 +16,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::{
     backend::{Backend, VersionReader as _, VersionWriter as _},
     error::Error,
+    follow::Version,
 };
 
 /// Locks a mutex whose holders never panic half way through a change.
@@ -47,6 +48,8 @@ pub(crate) struct OpenInode<B: Backend> {
     slot: RwLock<Slot<B::Writer>>,
     /// The published version, for handles that may write and read before they wrote.
     published: tokio::sync::Mutex<Option<Arc<B::Reader>>>,
+    /// What read handles with cached pages share.
+    cached: Mutex<Weak<Version<B::Reader>>>,
     state: Mutex<State<B::Writer>>,
 }
 
@@ -99,6 +102,7 @@ impl<B: Backend> OpenInode<B> {
             ino,
             slot: RwLock::new(None),
             published: tokio::sync::Mutex::new(None),
+            cached: Mutex::new(Weak::new()),
             state: Mutex::new(State {
                 writer: None,
                 attr: None,
@@ -210,6 +214,17 @@ impl<B: Backend> OpenInode<B> {
         Ok(published.clone())
     }
 
+    /// A version for a read handle with cached pages: the one of the handles that are open, if it is that of `reader`.
+    pub(crate) fn share(&self, reader: B::Reader) -> Arc<Version<B::Reader>> {
+        let mut cached = lock(&self.cached);
+        if let Some(version) = cached.upgrade().filter(|version| version.id() == reader.layout().file_id()) {
+            return version;
+        }
+        let version = Arc::new(Version::new(reader, true));
+        *cached = Arc::downgrade(&version);
+        version
+    }
+
     /// Bytes were written or cut.
     pub(crate) fn touch(&self) {
         let mut state = self.state();
@@ -302,6 +317,11 @@ impl<B: Backend> OpenInode<B> {
         let is_recent = state.is_being_changed() && state.fetched.is_some_and(|at| at.elapsed() <= age_max);
         let attr = state.attr.clone().filter(|_| is_recent)?;
         Some(state.patch(attr))
+    }
+
+    /// Attributes as the cluster last told them, however old.
+    pub(crate) fn known_attr(&self) -> Option<Attr> {
+        self.state().attr.clone()
     }
 
     /// Attributes from memory, however old.

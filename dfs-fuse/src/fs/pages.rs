@@ -74,6 +74,17 @@ impl Pages {
         }
     }
 
+    /// The cached handles of `old` go on with `new`. What the kernel has of the last page ends with `old`; it drops all pages
+    /// when it is told the new size.
+    pub(crate) fn follow(&mut self, ino: InodeId, old: FileId, new: FileId) {
+        if let Some((current, _)) = self.open.get_mut(&ino)
+            && *current == old
+        {
+            *current = new;
+            self.owner.pop(&ino);
+        }
+    }
+
     /// A write handle may have put unpublished bytes into the cache (by mmap).
     pub(crate) fn soil(&mut self, ino: InodeId) {
         self.owner.pop(&ino);
@@ -131,6 +142,19 @@ mod tests {
         assert_eq!(pages.open(INO, TWO), Caching::Fresh);
         pages.confirm(INO, ONE);
         assert_eq!(pages.open(INO, TWO), Caching::Fresh, "a late confirmation of the old version does not count");
+    }
+
+    #[test]
+    fn readers_that_go_on_with_another_version_own_the_pages_of_that_one() {
+        let mut pages = Pages::new();
+        pages.open(INO, ONE);
+        pages.confirm(INO, ONE);
+        pages.follow(INO, ONE, TWO);
+        assert_eq!(pages.open(INO, TWO), Caching::Fresh, "what is cached may end with the old version");
+        pages.close(INO, TWO);
+        pages.close(INO, TWO);
+        pages.follow(INO, ONE, TWO);
+        assert!(!pages.is_mixed(INO, Some(ONE)), "nobody has it open");
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl<B: Backend> Fs<B> {
     /// The published version that a handle reads, unless it reads what is not published.
     async fn lender(&self, source: &Handle<B>) -> Result<Option<Arc<B::Reader>>, Error> {
         match source {
-            Handle::Read { reader, .. } if reader.get().is_some() => Ok(reader.get().cloned()),
+            Handle::Read { version, .. } if let Some(version) = version.get() => Ok(Some(version.reader())),
             Handle::Read { inode, .. } | Handle::Write { inode, .. } => match inode.slot().await.as_ref() {
                 Some(_) => Ok(None),
                 None => inode.published(&self.backend).await,
@@ -114,7 +114,7 @@ impl<B: Backend> Fs<B> {
     pub(crate) async fn seek(&self, handle: u64, offset: u64, what: Seek) -> Result<u64, Error> {
         let handle = self.handles.get(handle)?;
         let found = match &*handle {
-            Handle::Read { reader, .. } if let Some(reader) = reader.get() => reader.seek(offset, what),
+            Handle::Read { version, .. } if let Some(version) = version.get() => version.reader().seek(offset, what),
             Handle::Read { inode, .. } | Handle::Write { inode, .. } => match inode.slot().await.as_ref() {
                 Some(writer) => writer.seek(offset, what).await?,
                 None => match inode.published(&self.backend).await? {

@@ -529,3 +529,53 @@ async fn files_being_written_are_listed_with_their_size() {
     let (names, _) = list(&mount, stream, 0, usize::MAX).await;
     assert_eq!(names, [".", "..", "a", "m", "z"]);
 }
+
+#[tokio::test]
+async fn a_reader_goes_on_with_a_version_that_only_adds_to_its_own() {
+    let mount = Mount::new();
+    let other = Mount::of(&mount.cluster);
+    let ino = mount.file("log", "one\n").await;
+    let (first, second) = (mount.open(ino, READ).await, mount.open(ino, READ).await);
+    assert_eq!(mount.read(first.handle).await, "one\n");
+    let writing = other.open(ino, WRITE).await;
+    other.write(writing.handle, 0, "one\ntwo\n").await;
+    other.close(writing.handle).await;
+    // The kernel asks for the size before it reads at the end of what it knows.
+    assert_eq!(mount.size(ino, Some(first.handle)).await.0, 8);
+    assert_eq!(mount.read(first.handle).await, "one\ntwo\n");
+    assert_eq!(mount.read(second.handle).await, "one\ntwo\n", "they share the pages");
+    let third = mount.open(ino, READ).await;
+    assert_ne!(third.caching, Caching::Bypass, "all have the current version");
+    // Now the content is another one.
+    let writing = other.open(ino, WRITE).await;
+    other.write(writing.handle, 0, "ONE\ntwo\nthree\n").await;
+    other.close(writing.handle).await;
+    assert_eq!(mount.size(ino, Some(first.handle)).await, (8, false));
+    assert_eq!(mount.read(first.handle).await, "one\ntwo\n");
+    for opened in [first, second, third] {
+        mount.close(opened.handle).await;
+    }
+    assert_eq!(mount.fs.inodes.len(), 0);
+}
+
+#[tokio::test]
+async fn a_reader_around_the_page_cache_goes_on_at_its_end() {
+    let mount = Mount::new();
+    let other = Mount::of(&mount.cluster);
+    let ino = mount.file("log", "one\n").await;
+    let old = mount.open(ino, READ).await;
+    let writing = other.open(ino, WRITE).await;
+    other.write(writing.handle, 0, "another").await;
+    other.close(writing.handle).await;
+    let direct = mount.open(ino, READ).await;
+    assert_eq!(direct.caching, Caching::Bypass, "the pages are those of the old version");
+    assert_eq!(mount.read(direct.handle).await, "another");
+    let writing = other.open(ino, WRITE).await;
+    other.write(writing.handle, 0, "another one").await;
+    other.close(writing.handle).await;
+    let more = mount.fs.read(direct.handle, 7, 100).await.expect("read").concat();
+    assert_eq!(more, b" one");
+    assert_eq!(mount.read(old.handle).await, "one\n");
+    mount.close(old.handle).await;
+    mount.close(direct.handle).await;
+}

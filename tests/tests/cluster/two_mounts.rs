@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::Write,
     path::Path,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -128,6 +129,44 @@ fn what_was_closed_is_read_by_the_next_open() -> Result<()> {
         // At once, whatever the kernel knows of its size.
         ensure!(fs::read_to_string(reader.join("f"))? == text, "round {round}");
     }
+    cluster.finish([one, other])
+}
+
+#[test]
+fn tail_follows_what_is_appended_on_any_mount() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    let (one, other) = (cluster.mount()?, cluster.mount()?);
+    // More than a chunk, so that whole ones and a part are there before.
+    let mut lines: String = (0..400_000).map(|n| format!("line {n:010}\n")).collect();
+    files::write(&one.join("log"), lines.as_bytes())?;
+    wait::until("the file", SEEN_WITHIN, || other.join("log").exists())?;
+    let mut tails = Vec::new();
+    for (mount, out) in [(&one, "one"), (&other, "other")] {
+        let out = cluster.scratch()?.join(out);
+        let mut tail = Command::new("tail");
+        tail.args(["-c", "+1", "-s", "0.1", "-f"]).arg(mount.join("log")).stdout(File::create(&out)?);
+        tails.push((tail.spawn()?, out));
+    }
+    let outcome = (0..10).try_for_each(|round| {
+        // A little, and more than the kernel reads at once.
+        let more = format!("round {round}\n").repeat(if round % 2 == 0 { 1 } else { 50_000 });
+        let writer = if round % 3 == 0 { &other } else { &one };
+        File::options().append(true).open(writer.join("log"))?.write_all(more.as_bytes())?;
+        lines.push_str(&more);
+        tails.iter().try_for_each(|(_, out)| {
+            let length = lines.len() as u64;
+            wait::until("tail tells it", Duration::from_secs(20), || {
+                fs::metadata(out).is_ok_and(|meta| meta.len() >= length)
+            })?;
+            ensure!(fs::read_to_string(out)? == lines, "round {round}: other bytes");
+            Ok(())
+        })
+    });
+    for (tail, _) in &mut tails {
+        tail.kill()?;
+        tail.wait()?;
+    }
+    outcome?;
     cluster.finish([one, other])
 }
 

@@ -96,7 +96,8 @@ impl Progress {
         ended
     }
 
-    /// The rate over the window, or since the repair began. Nothing when it has stopped.
+    /// The rate over the window, from its first result on: before that the jobs were on their way to their nodes. Nothing when
+    /// the repair has stopped.
     #[must_use]
     pub fn rate(&self, now: Instant) -> Rate {
         let (Some(began), Some(last)) = (self.began, self.last) else { return Rate::default() };
@@ -104,12 +105,13 @@ impl Progress {
             return Rate::default();
         }
         let in_window = |step: &&Step| now.saturating_duration_since(step.at) <= WINDOW;
-        let (chunks, bytes) = self
-            .steps
-            .iter()
-            .filter(in_window)
-            .fold((0, 0), |(chunks, bytes), step| (chunks + step.chunks, bytes + step.bytes));
-        let span = now.saturating_duration_since(began).min(WINDOW).max(STEP).as_secs_f64();
+        let mut steps = self.steps.iter().filter(in_window).peekable();
+        let (first, count) = (steps.peek().map(|step| step.at), steps.clone().count());
+        // What the first result tells took from before it, so it does not count; while it is the only one, nothing better is known.
+        let (skipped, from) = if count > 2 { (1, first.unwrap_or(began)) } else { (0, began) };
+        let (chunks, bytes) =
+            steps.skip(skipped).fold((0, 0), |(chunks, bytes), step| (chunks + step.chunks, bytes + step.bytes));
+        let span = now.saturating_duration_since(from).min(WINDOW).max(STEP).as_secs_f64();
         Rate { chunks_per_s: chunks as f64 / span, bytes_per_s: bytes as f64 / span }
     }
 
@@ -161,6 +163,18 @@ mod tests {
         let mixed: Vec<u32> = (0..300u32).map(|i| if i % 3 == 0 { 4 << 20 } else { 8 << 10 }).collect();
         replay(&mixed, 50e6);
         replay(&[4 << 20; 500], 40e6);
+    }
+
+    #[test]
+    fn the_time_that_jobs_take_to_reach_their_nodes_does_not_count() {
+        let start = Instant::now();
+        let mut progress = Progress::default();
+        progress.begin(start);
+        // Half a second passes before the first of 100 copies is made, then one comes every 10 ms.
+        let at = |copies: u64| start + Duration::from_millis(500 + 10 * copies);
+        (0..50).for_each(|copy| progress.note(4 << 20, at(copy)));
+        let eta = progress.eta(50, 50 * (4 << 20), at(49)).expect("it moves").as_secs_f64();
+        assert!((0.4..0.6).contains(&eta), "{eta} s for what takes half a second");
     }
 
     #[test]

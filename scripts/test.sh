@@ -50,7 +50,7 @@ step_posix() {
     can_mount || return 0
     [ "$(id -u)" = 0 ] || missing "pjdfstest needs root, who may change users" || return 0
     scripts/pjdfstest.sh
-    scripts/fsx.sh 5000 1 2 3 4
+    scripts/fsx.sh 1500 1 2 3 4
 }
 
 step_sim() { scripts/sim.sh 500; }

@@ -35,7 +35,7 @@ use dfs_common::{Attr, FileId, InodeId, SetAttr, SetTime};
 use lru::LruCache;
 
 use backend::Backend;
-use coherence::{Coherence, Mark};
+use coherence::{Coherence, Mark, Reached};
 use error::Error;
 use handles::Handles;
 use inode::{OpenInodes, lock, now_ns};
@@ -45,6 +45,8 @@ use pages::Pages;
 
 /// Checksums of whole files that are remembered.
 const SHA256S_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+/// Directories whose listings the kernel may keep. Forgetting one costs a listing, nothing else.
+const LISTED_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 /// Files whose refused writes are remembered, so that a program that tries again and again is logged once.
 const REFUSED_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// How long statfs, and stat of the root which `df` does first, may ask before they tell what was known last: `df` must
@@ -85,6 +87,8 @@ pub(crate) struct Fs<B: Backend> {
     handles: Handles<file::Handle<B>>,
     dirs: Handles<dir::DirStream>,
     pages: Mutex<Pages>,
+    /// Directories of which the kernel may have a listing, and what was known when it began to keep it.
+    listed: Mutex<LruCache<InodeId, Mark>>,
     /// Names of files that were created here and are not published.
     pending: Mutex<Names>,
     /// Names of files that were created here and are still open for writing.
@@ -110,6 +114,7 @@ impl<B: Backend> Fs<B> {
             handles: Handles::new(),
             dirs: Handles::new(),
             pages: Mutex::new(Pages::new()),
+            listed: Mutex::new(LruCache::new(LISTED_MAX)),
             pending: Mutex::default(),
             written: Mutex::default(),
             sha256s: Mutex::new(LruCache::new(SHA256S_MAX)),
@@ -155,11 +160,10 @@ impl<B: Backend> Fs<B> {
     }
 
     /// What the kernel may reach without a name.
-    fn reached(&self) -> Vec<InodeId> {
-        let mut reached = self.inodes.all();
-        reached.extend(self.dirs.map(dir::DirStream::ino));
-        reached.push(self.options.root);
-        reached
+    fn reached(&self) -> Reached {
+        let mut dirs = self.dirs.map(dir::DirStream::ino);
+        dirs.push(self.options.root);
+        Reached { files: self.inodes.all(), dirs }
     }
 
     /// The lease is over; whether there was one.

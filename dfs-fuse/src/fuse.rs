@@ -438,9 +438,8 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let (handle, may_keep) = self.fs.opendir(self.fs.inode(ino.0));
-        let keep = fuser::FopenFlags::FOPEN_CACHE_DIR | fuser::FopenFlags::FOPEN_KEEP_CACHE;
-        reply.opened(FileHandle(handle), if may_keep { keep } else { fuser::FopenFlags::empty() });
+        let (handle, listing) = self.fs.opendir(self.fs.inode(ino.0));
+        reply.opened(FileHandle(handle), convert::listing_flags(listing));
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {

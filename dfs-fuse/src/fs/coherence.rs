@@ -40,6 +40,8 @@ const DOUBT: Duration = Duration::from_secs(300);
 pub(crate) trait Kernel: Send + Sync {
     /// Attributes are asked for again. This takes no lock that an operation on the inode could hold.
     fn forget_attr(&self, ino: InodeId);
+    /// The listing of a directory is asked for again, by whoever has it open as well.
+    fn forget_listing(&self, dir: InodeId);
     /// A name is asked for again. This may wait for operations in the directory, but not for the caller.
     fn forget_entry(&self, parent: InodeId, name: &[u8]);
     /// All names are asked for again, and with them attributes; whether the kernel can do that.
@@ -49,6 +51,13 @@ pub(crate) trait Kernel: Send + Sync {
 /// How much was known when something was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Mark(u64);
+
+/// What programs have open, and so the kernel reaches without a name.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Reached {
+    pub(crate) files: Vec<InodeId>,
+    pub(crate) dirs: Vec<InodeId>,
+}
 
 /// How it stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,11 +135,12 @@ impl Coherence {
     /// How long the kernel may keep what was asked for at `mark` and depends on `inodes`.
     pub(crate) fn ttl(&self, mark: Mark, inodes: &[InodeId]) -> Duration {
         let state = lock(&self.state);
-        let has_changed = |ino| state.recent.peek(ino).is_some_and(|last| *last > mark.0);
-        if state.dropped > mark.0 || inodes.iter().any(has_changed) {
-            return Duration::ZERO;
-        }
-        self.ttl_in(&state)
+        if state.has_changed(mark, inodes) { Duration::ZERO } else { self.ttl_in(&state) }
+    }
+
+    /// Whether one of `inodes` may have changed since `mark`; of a directory also its entries.
+    pub(crate) fn has_changed(&self, mark: Mark, inodes: &[InodeId]) -> bool {
+        lock(&self.state).has_changed(mark, inodes)
     }
 
     fn ttl_in(&self, state: &State) -> Duration {
@@ -176,37 +186,41 @@ impl Coherence {
         lock(&self.state).leased_until
     }
 
-    /// The lease is over: the kernel forgets all names, and the attributes of `inodes`, which it may reach without a name.
+    /// The lease is over: the kernel forgets all names, and of what it may reach without a name the attributes, and the listings.
     /// Whether there was a lease.
-    pub(crate) fn lose(&self, inodes: &[InodeId]) -> bool {
+    pub(crate) fn lose(&self, reached: &Reached) -> bool {
         let mut state = lock(&self.state);
         let was_leased = state.leased_until.take().is_some();
         state.lost_since.get_or_insert_with(Instant::now);
         state.all_changed();
         drop(state);
         if was_leased {
-            self.forget_all(inodes);
+            self.forget_all(reached);
         }
         was_leased
     }
 
-    fn forget_all(&self, inodes: &[InodeId]) {
+    fn forget_all(&self, reached: &Reached) {
         if let Some(kernel) = self.kernel.get() {
             kernel.forget_all_entries();
-            inodes.iter().for_each(|ino| kernel.forget_attr(*ino));
+            reached.files.iter().for_each(|ino| kernel.forget_attr(*ino));
+            for dir in &reached.dirs {
+                kernel.forget_attr(*dir);
+                kernel.forget_listing(*dir);
+            }
         }
     }
 
     /// A change by this mount may take effect, now or later, without the kernel being told that it did: everything is
     /// forgotten as by [`Coherence::lose`], and what this mount changes is told like what others change for a while.
-    pub(crate) fn doubt(&self, inodes: &[InodeId]) {
+    pub(crate) fn doubt(&self, reached: &Reached) {
         let mut state = lock(&self.state);
         state.doubt_until = Some(Instant::now() + DOUBT);
         state.all_changed();
         let is_leased = state.leased_until.is_some();
         drop(state);
         if is_leased {
-            self.forget_all(inodes);
+            self.forget_all(reached);
         }
     }
 
@@ -230,10 +244,15 @@ impl Coherence {
         !self.bound.is_zero() && self.kernel.get().is_some_and(|kernel| kernel.forget_all_entries())
     }
 
-    /// The kernel, for who may wait.
-    pub(crate) fn forget_entry(&self, parent: InodeId, name: &[u8]) {
-        if let Some(kernel) = self.kernel.get() {
-            kernel.forget_entry(parent, name);
+    /// The kernel forgets names and the listings of their directories. For who may wait.
+    pub(crate) fn forget_entries(&self, entries: &[(InodeId, Vec<u8>)]) {
+        let Some(kernel) = self.kernel.get() else { return };
+        let mut last = None;
+        for (parent, name) in entries {
+            if last.replace(*parent) != Some(*parent) {
+                kernel.forget_listing(*parent);
+            }
+            kernel.forget_entry(*parent, name);
         }
     }
 }
@@ -243,6 +262,11 @@ fn is_leased(state: &State) -> bool {
 }
 
 impl State {
+    fn has_changed(&self, mark: Mark, inodes: &[InodeId]) -> bool {
+        let changed = |ino| self.recent.peek(ino).is_some_and(|last| *last > mark.0);
+        self.dropped > mark.0 || inodes.iter().any(changed)
+    }
+
     fn all_changed(&mut self) {
         self.count += 1;
         self.dropped = self.count;
@@ -275,6 +299,9 @@ mod tests {
     impl Kernel for Told {
         fn forget_attr(&self, ino: InodeId) {
             lock(&self.0).push(format!("attr {ino}"));
+        }
+        fn forget_listing(&self, dir: InodeId) {
+            lock(&self.0).push(format!("listing {dir}"));
         }
         fn forget_entry(&self, parent: InodeId, name: &[u8]) {
             lock(&self.0).push(format!("entry {parent} {}", name.escape_ascii()));
@@ -320,6 +347,13 @@ mod tests {
     }
 
     #[test]
+    fn names_are_forgotten_with_the_listings_of_their_directories() {
+        let (coherence, told) = leased();
+        coherence.forget_entries(&[(A, b"x".to_vec()), (A, b"y".to_vec()), (B, b"x".to_vec())]);
+        assert_eq!(*lock(&told.0), ["listing 10", "entry 10 x", "entry 10 y", "listing 11", "entry 11 x"]);
+    }
+
+    #[test]
     fn changes_that_are_not_remembered_count_for_everything() {
         let (coherence, _) = leased();
         let old = coherence.mark();
@@ -332,13 +366,14 @@ mod tests {
     fn a_lost_lease_forgets_everything_once() {
         let (coherence, told) = leased();
         let old = coherence.mark();
-        assert!(coherence.lose(&[A]));
-        assert_eq!(*lock(&told.0), ["all", "attr 10"]);
+        let reached = Reached { files: vec![A], dirs: vec![B] };
+        assert!(coherence.lose(&reached));
+        assert_eq!(*lock(&told.0), ["all", "attr 10", "attr 11", "listing 11"]);
         assert_eq!(coherence.ttl(old, &[B]), Duration::ZERO, "it may have changed unheard");
         assert_eq!(coherence.ttl(coherence.mark(), &[B]), BOUND);
         assert!(matches!(coherence.standing(), Standing::Lost(Some(_))));
-        assert!(!coherence.lose(&[A]));
-        assert_eq!(lock(&told.0).len(), 2);
+        assert!(!coherence.lose(&reached));
+        assert_eq!(lock(&told.0).len(), 4);
         assert!(coherence.renew(Instant::now()));
         assert_eq!(coherence.standing(), Standing::Leased);
     }
@@ -348,7 +383,7 @@ mod tests {
         let (coherence, told) = leased();
         let old = coherence.mark();
         assert!(!coherence.is_in_doubt());
-        coherence.doubt(&[A]);
+        coherence.doubt(&Reached { files: vec![A], dirs: vec![] });
         assert_eq!(*lock(&told.0), ["all", "attr 10"]);
         assert!(coherence.is_in_doubt());
         assert_eq!(coherence.ttl(old, &[B]), Duration::ZERO);

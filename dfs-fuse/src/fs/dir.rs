@@ -34,6 +34,17 @@ pub(crate) struct Entry<'a> {
     pub(crate) attr: Option<Found>,
 }
 
+/// What the kernel may do with what is listed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Listing {
+    /// Show what it has, and keep what it gets.
+    Keep,
+    /// Forget what it has, and keep what it gets.
+    Fresh,
+    /// Neither.
+    Bypass,
+}
+
 /// An open directory.
 pub(crate) struct DirStream {
     ino: InodeId,
@@ -93,11 +104,24 @@ impl Page {
 }
 
 impl<B: Backend> Fs<B> {
-    /// Opens a directory; also whether the kernel may keep what is listed. It compares the time of the last change before it
-    /// uses that, which tells of everything but a new file here that is given up.
-    pub(crate) fn opendir(&self, ino: InodeId) -> (u64, bool) {
-        let may_keep = self.coherence.is_leased() && !lock(&self.pending).are_in(ino);
-        (self.dirs.insert(DirStream { ino, cursor: Mutex::default() }), may_keep)
+    /// Opens a directory; also what the kernel may do with listings. It shares one among all who have the directory open, so
+    /// only one may put into it, and what was listed before a change must go. Names that are not published yet may be given up
+    /// without a trace, so they are not kept.
+    pub(crate) fn opendir(&self, ino: InodeId) -> (u64, Listing) {
+        let mark = self.coherence.mark();
+        let is_alone = !self.dirs.map(DirStream::ino).contains(&ino);
+        let may_keep = is_alone && self.coherence.is_leased() && !lock(&self.pending).are_in(ino);
+        let handle = self.dirs.insert(DirStream { ino, cursor: Mutex::default() });
+        let mut listed = lock(&self.listed);
+        let listing = match listed.get(&ino) {
+            _ if !may_keep => Listing::Bypass,
+            Some(since) if !self.coherence.has_changed(*since, &[ino]) => Listing::Keep,
+            Some(_) | None => {
+                listed.put(ino, mark);
+                Listing::Fresh
+            }
+        };
+        (handle, listing)
     }
 
     /// Closes a directory.

@@ -6,7 +6,7 @@ use dfs_client::StatFs;
 use dfs_common::{Attr, FileKind, SetTime};
 use fuser::{FileAttr, FileType, FopenFlags, INodeNo, ReplyStatfs, TimeOrNow};
 
-use crate::fs::{file::Opened, pages::Caching};
+use crate::fs::{dir::Listing, file::Opened, pages::Caching};
 
 /// Preferred size of reads and writes that stat(2) tells, bytes. What cp takes anyway; also makes stdio buffers large
 /// enough that a program which writes line by line does not pay a round trip for each 4 KiB.
@@ -115,6 +115,16 @@ pub(super) fn fopen_flags(opened: Opened) -> FopenFlags {
         Caching::Bypass => FopenFlags::FOPEN_DIRECT_IO,
     };
     if opened.wants_flush { pages } else { pages | FopenFlags::FOPEN_NOFLUSH }
+}
+
+/// How the kernel is to treat an open directory.
+pub(super) fn listing_flags(listing: Listing) -> FopenFlags {
+    match listing {
+        Listing::Keep => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+        Listing::Fresh => FopenFlags::FOPEN_CACHE_DIR,
+        // Without the first flag the second changes nothing but that the listing of somebody else stays.
+        Listing::Bypass => FopenFlags::FOPEN_KEEP_CACHE,
+    }
 }
 
 /// Space as a user can use it: one copy counted.

@@ -54,6 +54,11 @@ impl coherence::Kernel for Kernel {
         say("attributes", ino, self.notifier.inval_inode(self.number(ino), -1, 0));
     }
 
+    fn forget_listing(&self, dir: InodeId) {
+        // All pages of its, which hold the listing.
+        say("a listing", dir, self.notifier.inval_inode(self.number(dir), 0, 0));
+    }
+
     fn forget_entry(&self, parent: InodeId, name: &[u8]) {
         say("a name", parent, self.notifier.inval_entry(self.number(parent), OsStr::from_bytes(name)));
     }

@@ -84,7 +84,7 @@ async fn forget(
     }
     let fs = Arc::clone(fs);
     let mut task = tokio::task::spawn_blocking(move || {
-        entries.into_iter().for_each(|(parent, name)| fs.coherence().forget_entry(parent, &name));
+        fs.coherence().forget_entries(&entries);
     });
     let is_done = timeout_at(until.into(), &mut task).await.is_ok();
     *forgetting = (!is_done).then_some(task);

@@ -470,6 +470,22 @@ impl Planner {
         self.jobs.values()
     }
 
+    /// Copies, and their bytes, that are made of those that nobody has told to be done: each source works on a few of its jobs
+    /// at once, which are half done on the average. Near the end of a repair that is most of what is left.
+    #[must_use]
+    pub fn half_made(&self) -> (u64, u64) {
+        let mut of_sources: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
+        for job in self.jobs.values().filter(|job| job.issued && !job.moving) {
+            let (jobs, bytes) = of_sources.entry(job.source).or_default();
+            (*jobs, *bytes) = (*jobs + 1, *bytes + u64::from(job.length));
+        }
+        let streams = u64::from(self.streams());
+        of_sources.values().fold((0, 0), |(chunks, all_bytes), (jobs, bytes)| {
+            let at_work = streams.min(*jobs);
+            (chunks + at_work / 2, all_bytes + bytes / jobs * at_work / 2)
+        })
+    }
+
     /// Chooses source and target, or says why not.
     fn route<R: Rng>(
         &self,

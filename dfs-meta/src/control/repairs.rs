@@ -100,7 +100,6 @@ impl Handle {
                 lacking: counters.lacking_copies,
                 lacking_bytes: counters.lacking_bytes,
                 rate: soft.planner.progress().rate(now),
-                eta: soft.planner.progress().eta(counters.lacking_copies, counters.lacking_bytes, now),
                 over_replicated: counters.over_replicated,
                 trimming: soft.trimmer.active() as u64,
                 ..Figures::default()
@@ -110,6 +109,11 @@ impl Handle {
                 figures.urgent += u64::from(job.urgent);
                 figures.active_bytes += u64::from(job.length);
             }
+            let (chunks, bytes) = soft.planner.half_made();
+            let left = (counters.lacking_copies.saturating_sub(chunks), counters.lacking_bytes.saturating_sub(bytes));
+            // Something lacks as long as one copy does.
+            let chunks = left.0.max(counters.lacking_copies.min(1));
+            figures.eta = soft.planner.progress().eta(chunks, left.1, now);
             figures
         })
     }

@@ -118,6 +118,10 @@ impl Field {
         if let Err(error) = files::sh("cd \"$1\" && timeout 60 rm -rf trees registers", &[&path]) {
             self.finding(format!("the files of the round cannot be removed: {error:#}"));
         }
-        wait::until("an empty tree", Duration::from_secs(5), || files::names(&path).is_ok_and(|names| names.is_empty()))
+        let is_empty = || files::names(&path).is_ok_and(|names| names.is_empty());
+        if wait::until("an empty tree", Duration::from_secs(5), is_empty).is_err() {
+            self.finding(format!("what was removed is still listed: {:?}", files::names(&path)));
+        }
+        Ok(())
     }
 }

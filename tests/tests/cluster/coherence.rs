@@ -117,6 +117,36 @@ fn what_another_mount_changes_is_seen_although_it_was_kept() -> Result<()> {
 }
 
 #[test]
+fn a_listing_that_was_kept_is_not_shown_when_another_mount_changed_the_directory() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    let (one, other) = two(&mut cluster)?;
+    let mut names = Vec::new();
+    for round in 0..20 {
+        // Nothing but the listing is asked for: neither the directory nor its entries.
+        let name = format!("f{round:02}");
+        let writer = if round % 2 == 0 { &one } else { &other };
+        files::write(&writer.join(&name), b"x")?;
+        names.push(std::ffi::OsString::from(name));
+        for mount in [&one, &other] {
+            wait::until("the listing", SEEN_WITHIN, || files::names(mount.path()).is_ok_and(|found| found == names))?;
+        }
+    }
+    // One that stays open shows what is there when it goes back to its start.
+    let script = "import os, sys\nfd = os.open(sys.argv[1], os.O_RDONLY)\nprint(len(os.listdir(fd)), flush=True)\ninput()\nprint(len(os.listdir(fd)))";
+    let mut python = std::process::Command::new("python3");
+    python.args(["-c", script]).arg(other.path());
+    let mut child = python.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn()?;
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().context("piped")?));
+    ensure!(lines.next().context("a line")?? == "20");
+    files::write(&one.join("more"), b"x")?;
+    wait::until("the new name", SEEN_WITHIN, || other.join("more").exists())?;
+    std::io::Write::write_all(&mut child.stdin.take().context("piped")?, b"\n")?;
+    ensure!(lines.next().context("a line")?? == "21");
+    ensure!(child.wait()?.success());
+    cluster.finish([one, other])
+}
+
+#[test]
 fn a_name_that_does_not_exist_is_remembered_until_it_does() -> Result<()> {
     let mut cluster = Cluster::builder().start()?;
     let (one, other) = two(&mut cluster)?;

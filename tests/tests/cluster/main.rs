@@ -22,6 +22,7 @@ mod links;
 mod locks;
 mod members;
 mod memory;
+mod model;
 mod mounts;
 mod names;
 mod observe;

@@ -26,11 +26,12 @@ const CASES: u32 = 60;
 /// What another mount did is seen within a second; this much for a slow machine.
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 
-/// A few names, so that they meet: three in each of the root and two directories.
+/// A few names, so that they meet: four in each of four directories.
+const DIRS: [&str; 4] = ["", "a", "b", "a/d"];
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
 fn path() -> impl Strategy<Value = PathBuf> {
-    let dir = prop_oneof![Just(""), Just("a"), Just("b"), Just("a/d")];
-    let name = prop_oneof![Just("a"), Just("b"), Just("c"), Just("d")];
-    (dir, name).prop_map(|(dir, name)| Path::new(dir).join(name))
+    (0..DIRS.len(), 0..NAMES.len()).prop_map(|(dir, name)| Path::new(DIRS[dir]).join(NAMES[name]))
 }
 
 #[derive(Clone, Debug)]
@@ -117,7 +118,8 @@ fn run(root: &Path, op: &Op) -> Result<Vec<u8>, i32> {
     outcome().map_err(|error| error.raw_os_error().unwrap_or(0))
 }
 
-/// What is below `dir`: by path the kind, rights, links, and size and bytes or target.
+/// What is below `dir`: by path the kind, rights, links, and size and bytes or target; also what each name that may be there
+/// leads to, since the kernel keeps names that do not exist.
 fn tree(dir: &Path) -> io::Result<BTreeMap<PathBuf, String>> {
     let (mut found, mut dirs) = (BTreeMap::new(), vec![PathBuf::new()]);
     while let Some(below) = dirs.pop() {
@@ -136,6 +138,11 @@ fn tree(dir: &Path) -> io::Result<BTreeMap<PathBuf, String>> {
                 format!("{} {} {}", meta.len(), bytes.len(), files::sha256_of(&bytes))
             };
             found.insert(path, format!("{:o} {} {content}", meta.mode(), meta.nlink()));
+        }
+    }
+    for path in DIRS.iter().flat_map(|dir| NAMES.iter().map(|name| Path::new(dir).join(name))) {
+        if let Err(error) = fs::metadata(dir.join(&path)) {
+            found.insert(Path::new("absent").join(path), error.to_string());
         }
     }
     Ok(found)

@@ -193,7 +193,7 @@ impl<B: Backend> Fs<B> {
             is_size_told = pages.is_told(inode.ino, id);
             // Under the lock of the pages, so that no reader goes on with another version in between.
             version = Some(match caching {
-                Caching::Bypass => Arc::new(Version::new(reader, false)),
+                Caching::Bypass => Arc::new(Version::new(Arc::new(reader), false)),
                 Caching::Keep | Caching::Fresh => inode.share(reader),
             });
         }
@@ -232,7 +232,7 @@ impl<B: Backend> Fs<B> {
         let Some(published) = inode.published(&self.backend).await? else { return Ok(Vec::new()) };
         if let Handle::Read { version, .. } = &*handle {
             // From now on this handle keeps its version. A race between two reads is won by either.
-            let version = version.get_or_init(|| Arc::new(Version::uncached(published)));
+            let version = version.get_or_init(|| Arc::new(Version::new(published, false)));
             return Ok(version.reader().read_at(offset, len).await?);
         }
         Ok(published.read_at(offset, len).await?)

@@ -26,20 +26,10 @@ pub(crate) struct Version<R> {
 }
 
 impl<R: VersionReader> Version<R> {
-    pub(crate) fn new(reader: R, is_cached: bool) -> Self {
-        Self {
-            reader: RwLock::new(Arc::new(reader)),
-            is_cached,
-            unrelated: Mutex::default(),
-            following: tokio::sync::Mutex::default(),
-        }
-    }
-
-    /// A version whose pages are not cached.
-    pub(crate) fn uncached(reader: Arc<R>) -> Self {
+    pub(crate) fn new(reader: Arc<R>, is_cached: bool) -> Self {
         Self {
             reader: RwLock::new(reader),
-            is_cached: false,
+            is_cached,
             unrelated: Mutex::default(),
             following: tokio::sync::Mutex::default(),
         }

@@ -220,7 +220,7 @@ impl<B: Backend> OpenInode<B> {
         if let Some(version) = cached.upgrade().filter(|version| version.id() == reader.layout().file_id()) {
             return version;
         }
-        let version = Arc::new(Version::new(reader, true));
+        let version = Arc::new(Version::new(Arc::new(reader), true));
         *cached = Arc::downgrade(&version);
         version
     }

@@ -18,6 +18,7 @@ mod failures;
 mod full;
 mod handles;
 mod hangs;
+mod inotify;
 mod links;
 mod locks;
 mod members;

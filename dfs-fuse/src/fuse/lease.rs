@@ -30,16 +30,18 @@ pub(crate) async fn keep(fs: Weak<Fs<Dfs>>, dfs: Dfs) {
         let bound = fs.coherence().bound();
         let until = fs.coherence().leased_until().unwrap_or_else(|| Instant::now() + bound.max(PAUSE));
         let own = fs.coherence().is_in_doubt();
-        match dfs.watch(&mut told, own, WAIT_MAX.min(bound / WAITS), until).await {
-            Ok(news) => {
+        // The question ends with the lease, also while it looks for a session.
+        match timeout_at(until.into(), dfs.watch(&mut told, own, WAIT_MAX.min(bound / WAITS), until)).await {
+            Ok(Ok(news)) => {
                 if !own && fs.coherence().is_in_doubt() {
                     // The doubt came after the question: of this mount's own changes nothing was told yet.
                     fs.doubt();
                 }
                 take(&fs, news, until, &mut forgetting).await;
             }
-            Err(error) if Instant::now() >= until => lose(&fs, &error.to_string()),
-            Err(error) => {
+            Ok(Err(error)) if Instant::now() >= until => lose(&fs, &error.to_string()),
+            Err(_) => lose(&fs, "no metadata leader answered in time"),
+            Ok(Err(error)) => {
                 tracing::debug!(%error, "the cluster does not say what others change");
                 sleep(PAUSE.min(until.saturating_duration_since(Instant::now()))).await;
             }

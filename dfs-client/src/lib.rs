@@ -6,8 +6,8 @@
 //! describes its options, so that every program spells them alike).
 //!
 //! Rooms: `cluster` (leader, retry, session), `meta` (namespace), `chunk` (bytes to and from storage nodes), `write`,
-//! `read`, `watch` (what others change), `budget`, `transfer` (whole files from and to the local disk), `fsck` (what is really on the disks),
-//! `mounts` (what mounts of this machine tell about themselves).
+//! `read`, `watch` (what others change), `budget`, `transfer` (whole files from and to the local disk), `fsck` (what is
+//! really on the disks), `mounts` (what mounts of this machine tell about themselves).
 
 pub mod config;
 pub mod fsck;

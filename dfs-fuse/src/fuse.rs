@@ -95,7 +95,7 @@ impl Filesystem for Adapter {
         let (fs, entry) = (Arc::clone(&self.fs), name(entry));
         let work = async move {
             match fs.lookup(fs.inode(parent.0), &entry).await {
-                Err(error) if error.is_not_found() && fs.coherence().negative_ttl().is_some() => Ok(None),
+                Err(error) if error.errno() == libc::ENOENT && fs.coherence().negative_ttl().is_some() => Ok(None),
                 found => found.map(Some),
             }
         };

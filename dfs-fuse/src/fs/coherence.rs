@@ -14,9 +14,12 @@
 //!
 //! Answers to the kernel may be older than what it was told to forget: pages of a listing are fetched ahead, and an answer may
 //! be on its way while a change comes in. So each is marked with the number of changes known when it was asked for ([`Mark`]),
-//! and what changed since then is handed out to be asked for again at once.
+//! and what changed since then is handed out to be asked for again at once. The last step is out of sight: the kernel makes an
+//! inode only after it took the answer, and being told to forget an inode that is not there yet does nothing. So attributes are
+//! forgotten once more a moment later.
 
 use std::{
+    collections::VecDeque,
     num::NonZeroUsize,
     sync::{Mutex, OnceLock},
     time::{Duration, Instant},
@@ -30,6 +33,10 @@ use super::inode::lock;
 /// How long the kernel keeps things under a lease. It bounds what a mount can show that cannot forget because its own process
 /// stands still.
 const LEASED_TTL: Duration = Duration::from_secs(60);
+/// A shorter bound cannot be held by questions that a leader answers in good time: then nothing is kept under a lease.
+const BOUND_MIN: Duration = Duration::from_millis(400);
+/// How long the kernel may take to make an inode of an answer that it has.
+const SETTLE: Duration = Duration::from_millis(500);
 /// Inodes whose last change is remembered. Forgetting one costs questions, nothing else.
 const RECENT_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 /// How long a change may take effect after its caller was told that it failed: longer than any deadline, the cluster's
@@ -80,6 +87,8 @@ struct State {
     leased_until: Option<Instant>,
     lost_since: Option<Instant>,
     doubt_until: Option<Instant>,
+    /// Inodes whose attributes were forgotten, and are to be once more.
+    settling: VecDeque<(Instant, Vec<InodeId>)>,
 }
 
 /// What this mount knows of changes.
@@ -100,6 +109,7 @@ impl Coherence {
             leased_until: None,
             lost_since: None,
             doubt_until: None,
+            settling: VecDeque::new(),
         };
         Self { bound, kernel: OnceLock::new(), state: Mutex::new(state) }
     }
@@ -155,18 +165,33 @@ impl Coherence {
     /// This mount has changed attributes of which the kernel does not know.
     pub(crate) fn attr_changed_here(&self, ino: InodeId) {
         self.changed_here(ino);
-        if let Some(kernel) = self.kernel.get() {
-            kernel.forget_attr(ino);
-        }
+        self.forget_attrs(&[ino]);
     }
 
     /// Others have changed the attributes of inodes.
     pub(crate) fn attrs_changed(&self, inodes: &[InodeId]) {
         let mut state = lock(&self.state);
         inodes.iter().for_each(|ino| state.changed(*ino));
+        if !inodes.is_empty() {
+            state.settling.push_back((Instant::now(), inodes.to_vec()));
+        }
         drop(state);
-        let Some(kernel) = self.kernel.get() else { return };
-        inodes.iter().for_each(|ino| kernel.forget_attr(*ino));
+        self.forget_attrs(inodes);
+    }
+
+    /// Has attributes forgotten once more that others had changed a while before `now`.
+    pub(crate) fn forget_again(&self, now: Instant) {
+        let mut state = lock(&self.state);
+        let due = state.settling.partition_point(|(at, _)| now.saturating_duration_since(*at) >= SETTLE);
+        let due: Vec<InodeId> = state.settling.drain(..due).flat_map(|(_, inodes)| inodes).collect();
+        drop(state);
+        self.forget_attrs(&due);
+    }
+
+    fn forget_attrs(&self, inodes: &[InodeId]) {
+        if let Some(kernel) = self.kernel.get() {
+            inodes.iter().for_each(|ino| kernel.forget_attr(*ino));
+        }
     }
 
     /// The cluster has told everything up to `as_of`; whether the lease is a new one.
@@ -203,7 +228,7 @@ impl Coherence {
     fn forget_all(&self, reached: &Reached) {
         if let Some(kernel) = self.kernel.get() {
             kernel.forget_all_entries();
-            reached.files.iter().for_each(|ino| kernel.forget_attr(*ino));
+            self.forget_attrs(&reached.files);
             for dir in &reached.dirs {
                 kernel.forget_attr(*dir);
                 kernel.forget_listing(*dir);
@@ -233,15 +258,15 @@ impl Coherence {
     pub(crate) fn standing(&self) -> Standing {
         let state = lock(&self.state);
         match (is_leased(&state), state.lost_since) {
-            _ if self.bound.is_zero() => Standing::Off,
+            _ if self.bound < BOUND_MIN => Standing::Off,
             (true, _) => Standing::Leased,
             (false, since) => Standing::Lost(since.map(|since| since.elapsed())),
         }
     }
 
-    /// Whether the kernel can forget everything at once, without which there is no lease.
+    /// Whether there can be a lease: the kernel can forget everything at once, and is meant to keep something for long enough.
     pub(crate) fn can_lease(&self) -> bool {
-        !self.bound.is_zero() && self.kernel.get().is_some_and(|kernel| kernel.forget_all_entries())
+        self.bound >= BOUND_MIN && self.kernel.get().is_some_and(|kernel| kernel.forget_all_entries())
     }
 
     /// The kernel forgets names and the listings of their directories. For who may wait.
@@ -347,6 +372,18 @@ mod tests {
     }
 
     #[test]
+    fn attributes_are_forgotten_once_more_a_moment_later() {
+        let (coherence, told) = leased();
+        let begun = Instant::now();
+        coherence.attrs_changed(&[A, B]);
+        coherence.forget_again(begun);
+        assert_eq!(lock(&told.0).len(), 2, "not yet");
+        coherence.forget_again(begun + 10 * SETTLE);
+        coherence.forget_again(begun + 20 * SETTLE);
+        assert_eq!(*lock(&told.0), ["attr 10", "attr 11", "attr 10", "attr 11"]);
+    }
+
+    #[test]
     fn names_are_forgotten_with_the_listings_of_their_directories() {
         let (coherence, told) = leased();
         coherence.forget_entries(&[(A, b"x".to_vec()), (A, b"y".to_vec()), (B, b"x".to_vec())]);
@@ -391,11 +428,15 @@ mod tests {
     }
 
     #[test]
-    fn without_a_cache_there_is_no_lease() {
-        let coherence = Coherence::new(Duration::ZERO);
-        coherence.connect(Box::new(Told::default()));
-        assert!(!coherence.can_lease());
-        assert_eq!(coherence.standing(), Standing::Off);
-        assert_eq!(coherence.ttl(coherence.mark(), &[A]), Duration::ZERO);
+    fn without_a_cache_or_with_a_very_short_one_there_is_no_lease() {
+        for bound in [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(399)] {
+            let coherence = Coherence::new(bound);
+            coherence.connect(Box::new(Told::default()));
+            assert!(!coherence.can_lease(), "{bound:?}");
+            assert_eq!(coherence.standing(), Standing::Off);
+            assert_eq!(coherence.ttl(coherence.mark(), &[A]), bound);
+        }
+        let (coherence, _) = leased();
+        assert!(coherence.can_lease());
     }
 }

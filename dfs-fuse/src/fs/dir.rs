@@ -109,10 +109,11 @@ impl<B: Backend> Fs<B> {
     /// without a trace, so they are not kept.
     pub(crate) fn opendir(&self, ino: InodeId) -> (u64, Listing) {
         let mark = self.coherence.mark();
+        // Held across all of it: of two that are opened at once one is not alone.
+        let mut listed = lock(&self.listed);
         let is_alone = !self.dirs.map(DirStream::ino).contains(&ino);
         let may_keep = is_alone && self.coherence.is_leased() && !lock(&self.pending).are_in(ino);
         let handle = self.dirs.insert(DirStream { ino, cursor: Mutex::default() });
-        let mut listed = lock(&self.listed);
         let listing = match listed.get(&ino) {
             _ if !may_keep => Listing::Bypass,
             Some(since) if !self.coherence.has_changed(*since, &[ino]) => Listing::Keep,

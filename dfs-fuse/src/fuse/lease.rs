@@ -30,6 +30,7 @@ pub(crate) async fn keep(fs: Weak<Fs<Dfs>>, dfs: Dfs) {
         let bound = fs.coherence().bound();
         let until = fs.coherence().leased_until().unwrap_or_else(|| Instant::now() + bound.max(PAUSE));
         let own = fs.coherence().is_in_doubt();
+        fs.coherence().forget_again(Instant::now());
         // The question ends with the lease, also while it looks for a session.
         match timeout_at(until.into(), dfs.watch(&mut told, own, WAIT_MAX.min(bound / WAITS), until)).await {
             Ok(Ok(news)) => {

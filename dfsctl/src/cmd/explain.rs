@@ -1,8 +1,9 @@
 //! Why a file is slow or unavailable, and what to do: `explain`.
 //!
 //! JSON: `{path, ino, kind, size, nlink, file_id, verdict, reasons, advice, chunks, holes, writers: [{client, session,
-//! opened_ns, publications, chunks}], readers: [{client, session}], earlier: [{file_id, size, reason, at_ns, expires_ns, readers}], nodes: [{node, state, silent_ms, copies, answer_ms, verified_ns}], not_asked, findings: [{index, chunk,
-//! standing, good, missing, corrupt, not_asked, unrecorded}]}`. `verdict` is `good`, `slow`, `at-risk`, `unknown`, `unavailable`
+//! opened_ns, publications, chunks}], readers: [{client, session}], earlier: [{file_id, size, reason, at_ns, expires_ns,
+//! readers}], nodes: [{node, state, silent_ms, copies, answer_ms, verified_ns}], not_asked, findings: [{index, chunk, standing,
+//! good, missing, corrupt, not_asked, unrecorded}]}`. `verdict` is `good`, `slow`, `at-risk`, `unknown`, `unavailable`
 //! or `not-a-file`. `verified_ns` is since when all copies on the node are known to be whole, `null` if its scrub has not come to
 //! one of them yet.
 
@@ -40,8 +41,8 @@ const EARLIER_SHOWN: usize = 10;
 #[command(long_about = "\
 Why a file is slow or unavailable, and what to do.
 
-Shows the version, who writes it and who has it open, the earlier versions that the trash keeps, and for every chunk what the storage nodes say they hold, with the nodes' states and
-how long they took to answer. With --verify the nodes read every byte.
+Shows the version, who writes it and who has it open, the earlier versions that the trash keeps, and for every chunk what
+the storage nodes say they hold, with the nodes' states and how long they took to answer. With --verify the nodes read every byte.
 
 Exit codes: 0 every chunk can be read from all its copies; 5 it can be read, and copies are missing, bad or on nodes that are
 not well; 6 no metadata leader answers; 7 chunks have no good copy; 8 copies are only on nodes that could not be asked.")]

@@ -169,6 +169,36 @@ fn fsck_and_explain_name_a_file_without_a_good_copy() -> Result<()> {
 }
 
 #[test]
+fn fsck_finds_nothing_when_a_node_came_back_with_an_empty_disk() -> Result<()> {
+    let mut cluster = Cluster::builder().storages(4).faults().start()?;
+    upload(&cluster, "/f", 1, 3 * CHUNK)?;
+    cluster.wait_healthy(SOON)?;
+    // One that has copies: they stay recorded on the dead node that nobody can be asked for any more.
+    let mut victim = "";
+    for name in ["storage-1", "storage-2", "storage-3", "storage-4"] {
+        if !chunk_files(&cluster, name)?.is_empty() {
+            victim = name;
+        }
+    }
+    cluster.kill(victim)?;
+    fs::remove_dir_all(cluster.data_dir(victim))?;
+    cluster.start(victim)?;
+    wait::until("the old identity is dead and a new one there", SOON, || {
+        let states = |nodes: &[Value]| -> Vec<String> {
+            let named = nodes.iter().filter(|node| node["name"] == victim);
+            named.filter_map(|node| node["state"].as_str().map(str::to_owned)).collect()
+        };
+        cluster
+            .status()
+            .is_ok_and(|status| status["nodes"].as_array().is_some_and(|all| states(all) == ["dead", "alive"]))
+    })?;
+    cluster.wait_healthy(SOON)?;
+    let found = json(&expect(&cluster, 0, &["fsck", "--verify", "--json"])?)?;
+    ensure!(found["missing_copies"] == 0 && found["not_asked"] == Value::Array(vec![]), "{found}");
+    cluster.finish([])
+}
+
+#[test]
 fn fsck_says_whom_it_could_not_ask_and_never_hangs() -> Result<()> {
     let mut cluster = Cluster::builder().faults().start()?;
     upload(&cluster, "/f", 1, 3 * CHUNK)?;

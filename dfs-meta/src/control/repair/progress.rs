@@ -107,7 +107,7 @@ impl Progress {
         let in_window = |step: &&Step| now.saturating_duration_since(step.at) <= WINDOW;
         let mut steps = self.steps.iter().filter(in_window).peekable();
         let (first, count) = (steps.peek().map(|step| step.at), steps.clone().count());
-        // What the first result tells took from before it, so it does not count; while it is the only one, nothing better is known.
+        // What the first result tells took from before it, so it does not count, as soon as there are enough others to go by.
         let (skipped, from) = if count > 2 { (1, first.unwrap_or(began)) } else { (0, began) };
         let (chunks, bytes) =
             steps.skip(skipped).fold((0, 0), |(chunks, bytes), step| (chunks + step.chunks, bytes + step.bytes));

@@ -295,6 +295,8 @@ impl Field {
         if self.is_up(name) {
             return Ok(());
         }
+        // What a dead predecessor has left in the table of mounts, and was noted, is not this one's.
+        self.mounted.remove(name);
         match self.shape.mounts.iter().position(|known| known == name) {
             Some(at) => self.mounts[at].launch(),
             None => self.cluster.start(name),

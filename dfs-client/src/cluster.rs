@@ -32,10 +32,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Response, Status, transport::Channel};
 
 pub(crate) use endpoints::{Current, Endpoints};
-pub(crate) use pins::Pin;
+pub use pins::Pin;
 pub(crate) use session::{Session, Sessions};
 
-use crate::{Error, Options, error::Attempt};
+use crate::{
+    Error, Options,
+    error::Attempt,
+    estate::{Estate, Will},
+};
 
 /// A call that is not answered for this long makes the client ask the other metadata nodes whether one of them leads.
 /// Longer than any healthy answer, short enough that a frozen leader costs less than a second.
@@ -67,6 +71,7 @@ pub(crate) struct Cluster {
     pub(crate) options: Options,
     pub(crate) endpoints: Endpoints,
     pub(crate) sessions: Sessions,
+    pub(crate) will: Will,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     mutations: Arc<Semaphore>,
@@ -74,10 +79,12 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn new(options: Options) -> Result<Arc<Self>, Error> {
+    pub(crate) fn new(options: Options, estate: Option<Estate>) -> Result<Arc<Self>, Error> {
+        let (will, locks) = estate.map(Will::new).unwrap_or_default();
         Ok(Arc::new(Self {
             endpoints: Endpoints::new(&options.meta, options.connect_timeout)?,
-            sessions: Sessions::default(),
+            sessions: Sessions::with_locks(locks),
+            will,
             options,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

@@ -10,7 +10,7 @@ use dfs_common::{ChunkId, ClusterId, ErrorCode};
 use lru::LruCache;
 
 use crate::{
-    Error, Options, Settings,
+    Error, Estate, Options, Settings,
     budget::Budget,
     cluster::Cluster,
     hash::Hashing,
@@ -69,8 +69,16 @@ impl Dfs {
     /// No metadata node answered within the deadline, or the options are unusable.
     pub async fn connect(options: Options) -> Result<Self, Error> {
         let dfs = Self::connect_admin(options).await?;
-        dfs.shared.cluster.session().await?;
+        dfs.open_session().await?;
         Ok(dfs)
+    }
+
+    /// Opens the session, if there is none.
+    ///
+    /// # Errors
+    /// No metadata node answered within the deadline.
+    pub async fn open_session(&self) -> Result<(), Error> {
+        self.shared.cluster.session().await.map(drop)
     }
 
     /// A connection without a session, for an administrator's questions: nothing is sent yet. The first operation that
@@ -80,7 +88,21 @@ impl Dfs {
     /// The options are unusable.
     #[expect(clippy::unused_async, reason = "symmetric with connect; it spawns, so it must run on a runtime")]
     pub async fn connect_admin(options: Options) -> Result<Self, Error> {
-        let cluster = Cluster::new(options.clone())?;
+        Self::with_estate(options, None)
+    }
+
+    /// A connection that goes on with what another process of this machine has left, and leaves what it has to the next one.
+    /// Nothing is sent yet: the first operation that needs a session opens it.
+    ///
+    /// # Errors
+    /// The options are unusable.
+    #[expect(clippy::unused_async, reason = "it spawns, so it must run on a runtime")]
+    pub async fn inherit(options: Options, estate: Estate) -> Result<Self, Error> {
+        Self::with_estate(options, Some(estate))
+    }
+
+    fn with_estate(options: Options, estate: Option<Estate>) -> Result<Self, Error> {
+        let cluster = Cluster::new(options.clone(), estate)?;
         let nodes = Arc::new(Nodes::new(options.connect_timeout, options.local_host.clone()));
         let division = divide(options.memory_bytes);
         let shared = Arc::new(Shared {

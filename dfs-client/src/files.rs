@@ -384,15 +384,24 @@ impl Dfs {
     /// # Errors
     /// `NotFound` also if the file was never published; `IsDirectory`; no answer within the deadline.
     pub async fn layout(&self, ino: InodeId) -> Result<(Attr, Layout, Vec<NodeAddress>), Error> {
-        let what = || format!("layout of inode {ino}");
-        let request = v1::GetFileRequest { by: Some(v1::get_file_request::By::Ino(ino.0)) };
+        let by = v1::get_file_request::By::Ino(ino.0);
+        let (known, layout, nodes) = self.get_file(by, &|| format!("layout of inode {ino}")).await?;
+        Ok((attr(known)?, layout, nodes))
+    }
+
+    async fn get_file(
+        &self,
+        by: v1::get_file_request::By,
+        what: &(dyn Fn() -> String + Sync),
+    ) -> Result<(Option<v1::Attr>, Layout, Vec<NodeAddress>), Error> {
+        let request = v1::GetFileRequest { by: Some(by) };
         let answer =
-            self.shared.cluster.call(&what, request, |c, q| async move { metadata(c).get_file(q).await }).await?;
+            self.shared.cluster.call(what, request, |c, q| async move { metadata(c).get_file(q).await }).await?;
         let layout =
             answer.layout.ok_or_else(|| Error::new(ErrorCode::NotFound, format!("{}: not published", what())))?;
         let (layout, nodes) = convert::layout(layout)?;
         self.shared.nodes.learn(nodes.clone());
-        Ok((attr(answer.attr)?, layout, nodes))
+        Ok((answer.attr, layout, nodes))
     }
 
     /// Opens the published version of a file for reading.
@@ -406,6 +415,29 @@ impl Dfs {
         let layout = Arc::new(layout);
         self.shared.layouts.put(&layout);
         Ok(self.reader(attr, layout))
+    }
+
+    /// Opens a version for reading that somebody has open, whether it is the published one or not. Should its file have no name
+    /// any more, nobody but the caller knows its attributes: those are `last`, but the size.
+    ///
+    /// # Errors
+    /// `Stale` if it is gone; no answer within the deadline.
+    pub async fn open_version(&self, file_id: FileId, last: Attr) -> Result<Reader, Error> {
+        self.shared.cluster.session().await?;
+        // Pinned before it is asked for, so that it cannot go in between.
+        let _pin = self.pin(file_id);
+        let by = v1::get_file_request::By::FileId(convert::id_bytes(file_id.as_bytes()));
+        let (known, layout, _) = self.get_file(by, &|| format!("layout of version {file_id}")).await?;
+        let layout = Arc::new(layout);
+        self.shared.layouts.put(&layout);
+        let attr = known.map_or_else(|| Ok(Attr { size: layout.size(), ..last }), |wire| attr(Some(wire)))?;
+        Ok(self.reader(attr, layout))
+    }
+
+    /// Keeps a version that this client, or the process before it, has open.
+    #[must_use]
+    pub fn pin(&self, file_id: FileId) -> crate::Pin {
+        self.shared.cluster.sessions.pin(file_id)
     }
 
     /// Opens the version that `attr` names, which the caller knows to be current enough: without a call if it was open

@@ -6,7 +6,7 @@
 //! describes its options, so that every program spells them alike).
 //!
 //! Rooms: `cluster` (leader, retry, session), `meta` (namespace), `chunk` (bytes to and from storage nodes), `write`,
-//! `read`, `watch` (what others change), `budget`, `transfer` (whole files from and to the local disk), `fsck` (what is
+//! `read`, `watch` (what others change), `estate` (what a crashed process leaves to its successor), `budget`, `transfer` (whole files from and to the local disk), `fsck` (what is
 //! really on the disks), `mounts` (what mounts of this machine tell about themselves).
 
 pub mod config;
@@ -19,6 +19,7 @@ mod chunk;
 mod cluster;
 mod dfs;
 mod error;
+mod estate;
 mod files;
 mod hash;
 mod locks;
@@ -31,8 +32,10 @@ mod types;
 mod watch;
 mod write;
 
+pub use cluster::Pin;
 pub use dfs::Dfs;
 pub use error::{Attempt, Error};
+pub use estate::{CLIENT_KINDS, Estate};
 pub use locks::Wish;
 pub use options::{Options, Settings};
 pub use read::{Reader, Seek};

@@ -17,7 +17,7 @@ use dfs_proto::{
 
 use tokio::sync::OwnedMutexGuard;
 
-use crate::{Dfs, Error, cluster::metadata};
+use crate::{Dfs, Error, cluster::metadata, estate::Will};
 
 /// Pause before a lock that could not be given up is given up again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -59,6 +59,23 @@ pub(crate) struct HeldLocks {
 type Gate = tokio::sync::Mutex<()>;
 
 impl HeldLocks {
+    /// What a predecessor held.
+    pub(crate) fn with(held: Vec<(InodeId, Lock)>) -> Self {
+        let mut locks = Locks::default();
+        for (ino, lock) in held {
+            // They were held together, so none stands in the way of another.
+            let _ = locks.take(ino, lock);
+        }
+        Self { held: Mutex::new(locks), gates: Mutex::default() }
+    }
+
+    /// Changes what is held of a file, and leaves it to a successor.
+    fn change(&self, will: &Will, ino: InodeId, change: impl FnOnce(&mut Locks)) {
+        let mut held = self.lock();
+        change(&mut held);
+        will.locked(ino, held.iter().filter(|(file, _)| *file == ino).map(|(_, lock)| lock));
+    }
+
     fn lock(&self) -> MutexGuard<'_, Locks> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,6 +112,10 @@ impl HeldLocks {
 }
 
 impl Dfs {
+    fn change_held(&self, ino: InodeId, change: impl FnOnce(&mut Locks)) {
+        self.shared.cluster.sessions.locks.change(&self.shared.cluster.will, ino, change);
+    }
+
     async fn ask_lock(&self, ino: InodeId, lock: Lock, action: LockAction) -> Result<Option<Lock>, Error> {
         let request = v1::LockRequest {
             session_id: lock.owner.session.0,
@@ -121,11 +142,11 @@ impl Dfs {
         match &outcome {
             Ok(None) => {
                 // One's own locks never stand in the way.
-                let _ = self.shared.cluster.sessions.locks.lock().take(ino, lock);
+                self.change_held(ino, |held| _ = held.take(ino, lock));
             }
             // A whole lock is given up when more is asked for.
             Ok(Some(_)) if wish.class == Class::Whole => {
-                self.shared.cluster.sessions.locks.lock().give_up(ino, lock.class, lock.owner, 0, u64::MAX);
+                self.change_held(ino, |held| _ = held.give_up(ino, lock.class, lock.owner, 0, u64::MAX));
             }
             Ok(Some(_)) => {}
             Err(error) if error.code == ErrorCode::SessionExpired => self.shared.cluster.session_lost(&session),
@@ -153,7 +174,7 @@ impl Dfs {
         if !self.shared.cluster.sessions.locks.has(ino, &lock) {
             return;
         }
-        self.shared.cluster.sessions.locks.lock().give_up(ino, lock.class, lock.owner, lock.start, lock.end);
+        self.change_held(ino, |held| _ = held.give_up(ino, lock.class, lock.owner, lock.start, lock.end));
         if let Err(error) = self.ask_lock(ino, lock, LockAction::GiveUp).await {
             tracing::debug!(%error, %ino, "a lock is given up later");
             self.give_up_later(ino, lock);

@@ -1,7 +1,7 @@
 //! Mounts of this machine: what the kernel lists, and what each mount tells about itself over its socket.
 //!
 //! A mount listens on a Unix socket that is named by the number of its device, below a run directory. Whoever asks sends one
-//! line, [`ASK_STATUS`] or [`ASK_ABORT`], and gets one line of JSON, a [`Report`] or [`Aborted`].
+//! line, [`ASK_STATUS`], [`ASK_ABORT`] or [`ASK_UPGRADE`], and gets one line of JSON, a [`Report`], [`Aborted`] or [`Upgraded`].
 
 use std::{
     env,
@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 pub const ASK_STATUS: &str = "status";
 /// Ends all operations in flight with EIO.
 pub const ASK_ABORT: &str = "abort";
+
+/// Has another process take the mount over, which runs the program that is installed now.
+pub const ASK_UPGRADE: &str = "upgrade";
 
 /// A mount of dfs as the kernel lists it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -124,8 +127,14 @@ pub struct Report {
     pub version: String,
     /// Its process.
     pub pid: u32,
-    /// Seconds since it was mounted.
+    /// Seconds since it began to serve the mount.
     pub age_s: u64,
+    /// Whether another process takes over should this one die.
+    #[serde(default)]
+    pub is_supervised: bool,
+    /// Processes that served the mount before this one.
+    #[serde(default)]
+    pub predecessors: u64,
     /// Whether a metadata leader answered just now.
     pub is_reachable: bool,
     /// Why not.
@@ -192,6 +201,13 @@ pub struct Trouble {
     pub text: String,
     /// When, in seconds since the Unix epoch.
     pub at_s: u64,
+}
+
+/// Answer to [`ASK_UPGRADE`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// Why this process goes on serving; `None` if it has ended.
+    pub refused: Option<String>,
 }
 
 /// Answer to [`ASK_ABORT`].

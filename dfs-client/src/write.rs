@@ -33,7 +33,7 @@ use dfs_common::{
 use tokio::sync::{Mutex, MutexGuard, Semaphore};
 
 pub(crate) use buffer::{BufferPool, TailCache};
-pub(crate) use publish::abandon;
+pub(crate) use publish::{abandon, end_pending};
 pub(crate) use spill::Writers;
 pub(crate) use store::store;
 
@@ -123,6 +123,7 @@ impl Writer {
             uploads,
             used_ms: AtomicU64::new(0),
         };
+        core.shared.cluster.will.began(core.ino, start.file_id);
         let core = Arc::new(core);
         core.shared.writers.add(&core);
         Self { core }

@@ -1,5 +1,5 @@
 //! Domain types that every dfs process shares: identifiers, attributes, layouts, checksums, error codes, backoff,
-//! configuration units, crash-safe file helpers and crash points.
+//! configuration units, crash-safe file helpers, crash points and what a process leaves to its successor.
 //!
 //! This crate must stay free of runtimes, RPC libraries and databases: it is the vocabulary, not the machinery.
 
@@ -14,6 +14,7 @@ pub mod durable;
 pub mod error;
 pub mod id;
 pub mod layout;
+pub mod ledger;
 pub mod lock;
 pub mod name;
 pub mod node;

@@ -23,7 +23,7 @@ struct State {
 
 /// An open version; dropping it unpins.
 #[derive(Debug)]
-pub(crate) struct Pin {
+pub struct Pin {
     pins: Arc<Pins>,
     file_id: FileId,
 }

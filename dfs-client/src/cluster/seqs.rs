@@ -40,6 +40,11 @@ pub(crate) struct Seq {
 }
 
 impl Seqs {
+    /// Numbers above `last`.
+    pub(crate) fn after(last: u64) -> Self {
+        Self { state: Mutex::new(State { last, open: BTreeSet::new() }), moved: Notify::new() }
+    }
+
     /// The next number; waits while too many lie between it and the oldest open one.
     pub(crate) async fn next(self: &Arc<Self>) -> Seq {
         loop {

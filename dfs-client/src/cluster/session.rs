@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use dfs_common::{ClusterId, ErrorCode, FileId, SessionId, Uuid};
+use dfs_common::{ClusterId, ErrorCode, FileId, InodeId, SessionId, lock::Lock};
 use dfs_proto::{convert, v1};
 use futures::future::BoxFuture;
 use rand::Rng as _;
@@ -64,6 +64,11 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
+    /// None yet, but locks that a predecessor held in the one to come.
+    pub(crate) fn with_locks(held: Vec<(InodeId, Lock)>) -> Self {
+        Self { locks: HeldLocks::with(held), ..Self::default() }
+    }
+
     pub(crate) fn known(&self) -> Option<Known> {
         *self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,8 +111,9 @@ impl Cluster {
     }
 
     async fn open_session(self: &Arc<Self>) -> Result<Arc<Session>, Error> {
+        let client_id = self.will.client_id();
         let request = v1::OpenSessionRequest {
-            client_id: convert::id_bytes(Uuid::random().as_bytes()),
+            client_id: convert::id_bytes(client_id.as_bytes()),
             description: self.options.description.clone(),
         };
         let open = || "opening a session".to_owned();
@@ -123,11 +129,17 @@ impl Cluster {
             },
         };
         self.learn(known)?;
-        let session = Arc::new(Session {
-            id: SessionId(answer.session_id),
-            seqs: Arc::new(Seqs::default()),
-            lost: AtomicBool::new(false),
-        });
+        let id = SessionId(answer.session_id);
+        let (seqs_after, to_end, ended) = self.will.opened(client_id, id);
+        let session = Arc::new(Session { id, seqs: Arc::new(Seqs::after(seqs_after)), lost: AtomicBool::new(false) });
+        if let Some(ended) = ended {
+            let locks = self.sessions.locks.lost(ended);
+            self.will.unlocked();
+            tracing::warn!(session = %ended, locks, "the session of the process before has ended, and with it its locks");
+        }
+        for (ino, file_id) in to_end {
+            crate::write::end_pending(self, &session, ino, file_id);
+        }
         *self.sessions.current.write().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
         self.start_renewal(Duration::from_millis(answer.lease_ms.max(1)));
         Ok(session)
@@ -237,6 +249,7 @@ impl Cluster {
     pub(crate) fn session_lost(&self, session: &Arc<Session>) {
         if !session.is_lost() {
             let locks = self.sessions.locks.lost(session.id);
+            self.will.unlocked();
             tracing::warn!(session = %session.id, locks, "the session has ended: files being written in it are lost, and locks");
         }
         session.mark_lost();

@@ -10,7 +10,11 @@ use dfs_common::{
 use dfs_proto::{convert, v1, v1::mutate_request::Op};
 
 use super::{Core, State, slot::Slot};
-use crate::{Error, cluster::Session, dfs::Shared};
+use crate::{
+    Error,
+    cluster::{Cluster, Session},
+    dfs::Shared,
+};
 
 impl Core {
     /// The pending version, opened again if it was ended.
@@ -35,6 +39,7 @@ impl Core {
         let lost = |_| Error::new(ErrorCode::Internal, "the task that opens a version has failed");
         let file_id = told.await.map_err(lost)??;
         state.pending = Some(file_id);
+        self.shared().cluster.will.began(self.ino, file_id);
         Ok(file_id)
     }
 
@@ -95,8 +100,8 @@ impl Core {
         let count = chunk_count(size, u32::try_from(self.chunk_size).expect("chunks are small"));
         state.slots.resize(count);
         let chunks = committed_slots(state.slots.iter())?;
-        let file_id = self.pending(state).await?;
-        let file_id = convert::id_bytes(file_id.as_bytes());
+        let pending = self.pending(state).await?;
+        let file_id = convert::id_bytes(pending.as_bytes());
         let set = Some(convert::set_attr_to_wire(self.ino, &set));
         let op = Op::CommitFile(v1::CommitFile { file_id, size, chunks, set, done });
         let what = format!("publishing inode {}", self.ino);
@@ -111,6 +116,7 @@ impl Core {
         state.published = true;
         if done {
             state.pending = None;
+            self.shared().cluster.will.ended(pending);
         }
         self.dirty.store(false, Ordering::Release);
         Ok(state.attr.clone())
@@ -168,12 +174,21 @@ pub(crate) fn abandon(shared: &Arc<Shared>, session: &Arc<Session>, ino: InodeId
     if session.is_lost() || tokio::runtime::Handle::try_current().is_err() || shared.cluster.stop.is_cancelled() {
         return;
     }
-    let (cluster, session) = (shared.cluster.clone(), session.clone());
-    shared.cluster.tasks.spawn(async move {
+    end_pending(&shared.cluster, session, ino, file_id);
+}
+
+/// Ends a pending version of `session` in the background.
+pub(crate) fn end_pending(cluster: &Arc<Cluster>, session: &Arc<Session>, ino: InodeId, file_id: FileId) {
+    let (cluster, session) = (cluster.clone(), session.clone());
+    let tasks = cluster.tasks.clone();
+    tasks.spawn(async move {
         let op = Op::AbortFile(v1::AbortFile { file_id: convert::id_bytes(file_id.as_bytes()), keep_chunks: false });
         let what = format!("ending the pending version of inode {ino}");
-        if let Err(error) = cluster.mutate_in(&session, what, op).await {
-            tracing::debug!(%error, "left to the end of the session");
+        match cluster.mutate_in(&session, what, op).await {
+            Ok(_) => cluster.will.ended(file_id),
+            // Ended before, and its process was killed before it could record that.
+            Err(error) if error.code == ErrorCode::NotFound => cluster.will.ended(file_id),
+            Err(error) => tracing::debug!(%error, "left to the end of the session"),
         }
     });
 }

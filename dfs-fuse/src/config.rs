@@ -78,7 +78,7 @@ pub(crate) struct Args {
     pub(crate) log_format: LogFormat,
     /// Configuration file (TOML)
     #[arg(long, env = "DFS_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
     /// Flags of mount(2) found among the mount options

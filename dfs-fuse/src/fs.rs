@@ -13,6 +13,7 @@ pub(crate) mod file;
 pub(crate) mod follow;
 pub(crate) mod handles;
 pub(crate) mod inode;
+pub(crate) mod legacy;
 pub(crate) mod locks;
 pub(crate) mod names;
 pub(crate) mod pages;
@@ -39,6 +40,7 @@ use coherence::{Coherence, Mark, Reached};
 use error::Error;
 use handles::Handles;
 use inode::{OpenInodes, lock, now_ns};
+use legacy::Legacies;
 use locks::LockOwners;
 use names::Names;
 use pages::Pages;
@@ -83,6 +85,7 @@ pub(crate) struct Fs<B: Backend> {
     backend: Arc<B>,
     options: Options,
     coherence: Coherence,
+    legacies: Legacies,
     inodes: OpenInodes<B>,
     handles: Handles<file::Handle<B>>,
     dirs: Handles<dir::DirStream>,
@@ -104,13 +107,14 @@ pub(crate) struct Fs<B: Backend> {
 }
 
 impl<B: Backend> Fs<B> {
-    /// A file system on `backend`.
-    pub(crate) fn new(backend: B, options: Options) -> Self {
+    /// A file system on `backend` that records what a successor of this process has to know.
+    pub(crate) fn new(backend: B, options: Options, legacies: Legacies) -> Self {
         Self {
             backend: Arc::new(backend),
             options,
             coherence: Coherence::new(options.cache_ttl),
-            inodes: OpenInodes::new(),
+            inodes: OpenInodes::new(legacies.clone()),
+            legacies,
             handles: Handles::new(),
             dirs: Handles::new(),
             pages: Mutex::new(Pages::new()),
@@ -176,6 +180,11 @@ impl<B: Backend> Fs<B> {
         self.coherence.doubt(&self.reached());
     }
 
+    /// The kernel has what a process before this one gave it.
+    pub(crate) fn take_over_kernel(&self) {
+        self.coherence.take_over(&self.reached());
+    }
+
     /// Finds a name.
     pub(crate) async fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Found, Error> {
         let mark = self.coherence.mark();
@@ -201,6 +210,9 @@ impl<B: Backend> Fs<B> {
                     attr
                 }
                 Err(error) if error.is_not_found() => {
+                    if open.as_ref().is_some_and(|inode| inode.known_attr().is_none()) {
+                        self.claim(ino).await;
+                    }
                     let attr = open.as_ref().and_then(|inode| inode.orphan_attr()).ok_or(error)?;
                     return Ok(self.of_version(Found { attr, ttl: Duration::ZERO }, handle).await);
                 }
@@ -229,7 +241,7 @@ impl<B: Backend> Fs<B> {
     /// A cached reader of an older version asks for the size before it reads near the end: it goes on with a version that only
     /// adds to its own, and else gets the size of that.
     async fn of_version(&self, mut found: Found, handle: Option<u64>) -> Found {
-        let Some(version) = handle.and_then(|handle| self.version_of(handle)) else { return found };
+        let Some(version) = self.version_of(handle).await else { return found };
         if found.attr.size > version.size() && found.attr.file_id != Some(version.id()) {
             self.follow(found.attr.ino, &version).await;
         }

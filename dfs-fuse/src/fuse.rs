@@ -8,6 +8,7 @@
 mod answer;
 mod convert;
 mod flights;
+mod gate;
 mod kernel;
 mod lease;
 mod locks;
@@ -31,9 +32,10 @@ use fuser::{
 };
 
 pub(crate) use answer::{Adapter, Counters};
-use flights::Asked;
+use flights::{APPEND, Asked};
 pub(crate) use flights::{Flights, Waiting};
-pub(crate) use kernel::Kernel;
+pub(crate) use gate::Gate;
+pub(crate) use kernel::{Kernel, notification};
 pub(crate) use lease::keep as keep_lease;
 
 use crate::fs::{
@@ -331,7 +333,7 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -342,7 +344,9 @@ impl Filesystem for Adapter {
         // Copied straight from the request where there is room for it, which is nearly always. A write that has to wait begins
         // anew with a copy of its own: it puts the same bytes in the same place.
         let work = self.fs.write_at_once(fh.0, offset, data, from_cache);
-        match self.at_once(Asked::new("write", ino, req), async { if drops_bits { None } else { work.await } }) {
+        let is_append = flags.0 & libc::O_APPEND != 0 && !from_cache;
+        let asked = Asked::new(if is_append { APPEND } else { "write" }, ino, req);
+        match self.at_once(asked, async { if drops_bits || asked.is_resent { None } else { work.await } }) {
             Some(Ok(())) => reply.written(length),
             Some(Err(errno)) => reply.error(errno),
             None => {
@@ -353,7 +357,7 @@ impl Filesystem for Adapter {
                     }
                     fs.write(fh.0, offset, &data, from_cache).await
                 };
-                self.ask(Asked::new("write", ino, req), work, move |outcome| match outcome {
+                self.ask(asked, work, move |outcome| match outcome {
                     Ok(()) => reply.written(length),
                     Err(errno) => reply.error(errno),
                 });
@@ -425,12 +429,13 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
         let fs = Arc::clone(&self.fs);
         let work = async move {
+            fs.unlock_handle(fh.0, fs.inode(ino.0), lock_owner.map(|owner| owner.0)).await;
             fs.release(fh.0).await;
             Ok(())
         };
@@ -446,7 +451,7 @@ impl Filesystem for Adapter {
         let fs = Arc::clone(&self.fs);
         let work = async move {
             let outcome = fs
-                .readdir(fh.0, offset, false, |entry| {
+                .readdir((fs.inode(ino.0), fh.0), offset, false, |entry| {
                     let name = OsStr::from_bytes(entry.name);
                     reply.add(INodeNo(entry.ino.0), entry.next, convert::kind(entry.kind), name)
                 })
@@ -466,7 +471,7 @@ impl Filesystem for Adapter {
         let fs = Arc::clone(&self.fs);
         let work = async move {
             let outcome = fs
-                .readdir(fh.0, offset, true, |entry| {
+                .readdir((fs.inode(ino.0), fh.0), offset, true, |entry| {
                     // An unpublished file that ended just now has no attributes and no name any more.
                     let Some(found) = entry.attr else { return false };
                     let name = OsStr::from_bytes(entry.name);

@@ -16,8 +16,10 @@ mod status;
 use std::{
     fs::OpenOptions,
     io::{self, IsTerminal as _},
+    os::fd::AsFd as _,
     path::Path,
     process::ExitCode,
+    sync::Arc,
 };
 
 use anyhow::Context as _;
@@ -26,7 +28,8 @@ use dfs_common::{config::ParseError, crash};
 use tracing_subscriber::EnvFilter;
 
 use config::{Args, LogFormat, Mistake};
-use daemon::Side;
+use daemon::Role;
+use mount::channel::{Channel, Word};
 
 const USAGE: u8 = 1;
 const FAILED: u8 = 32;
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
     match start(&args, armed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            // In the background nobody reads it: the log has it.
             eprintln!("mount.dfs: {error:#}");
             ExitCode::from(FAILED)
         }
@@ -71,47 +75,60 @@ fn explain(mistake: &Mistake) -> ExitCode {
 }
 
 fn start(args: &Args, armed: Option<crash::Armed>) -> anyhow::Result<()> {
-    let mountpoint = mount::check_mountpoint(&args.mountpoint())?;
+    let mountpoint = match Role::of_process() {
+        Role::Starter => mount::check_mountpoint(&args.mountpoint())?,
+        Role::Supervisor(mountpoint) => {
+            start_log(args, false)?;
+            return mount::supervise(args, &mountpoint);
+        }
+        Role::Server(mountpoint) => {
+            start_log(args, false)?;
+            daemon::leave_session().context("cannot leave the directory where it was started")?;
+            return serve_supervised(args, &mountpoint);
+        }
+    };
     if args.mount_flags.remount {
         return mount::change_flags(args, &mountpoint);
     }
-    // SAFETY: the pointer is to a NUL-terminated string; the kernel copies it.
-    unsafe { libc::prctl(libc::PR_SET_NAME, c"mount.dfs".as_ptr()) };
     if args.foreground {
         start_log(args, true)?;
         if let Some(armed) = armed {
             tracing::warn!("{armed}");
         }
-        return serve(args, &mountpoint, || {});
+        return serve(args, &mountpoint, None);
     }
-    // Opened here, so that a bad path is told on the terminal and a relative one means what the user thinks.
+    // Opened here as well, so that a bad path is told on the terminal.
     start_log(args, false)?;
-    match daemon::split().context("cannot go to the background")? {
-        Side::Parent(outcome) => outcome.map_err(anyhow::Error::msg),
-        Side::Child(report) => {
-            let mut report = Some(report);
-            let outcome = serve(args, &mountpoint, || {
-                if let Some(report) = report.take() {
-                    report.ready();
-                }
-            });
-            if let Err(error) = &outcome {
-                tracing::error!("{error:#}");
-                if let Some(report) = report.take() {
-                    report.failed(&format!("{error:#}"));
-                }
-            }
-            outcome
-        }
-    }
+    daemon::start(args, &mountpoint).context("cannot go to the background")?.map_err(anyhow::Error::msg)
 }
 
-fn serve(args: &Args, mountpoint: &Path, on_ready: impl FnOnce()) -> anyhow::Result<()> {
+/// Serves for a supervisor, at the other end of standard input.
+fn serve_supervised(args: &Args, mountpoint: &Path) -> anyhow::Result<()> {
+    let line = io::stdin().as_fd().try_clone_to_owned().context("there is no supervisor")?;
+    let supervisor = Arc::new(Channel::inherited(line));
+    let outcome = serve(args, mountpoint, Some(&supervisor));
+    let word = match &outcome {
+        Ok(()) => Word::Ended,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            Word::Failed(format!("{error:#}"))
+        }
+    };
+    if let Err(error) = supervisor.send(&word, &[]) {
+        tracing::info!(%error, "the supervisor is gone");
+    }
+    outcome
+}
+
+fn serve(args: &Args, mountpoint: &Path, supervisor: Option<&Arc<Channel>>) -> anyhow::Result<()> {
+    // Also where it was started under the name of its file.
+    // SAFETY: the pointer is to a NUL-terminated string; the kernel copies it.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"mount.dfs".as_ptr()) };
     let runtime = dfs_proto::runtime::builder(args.worker_threads)
         .thread_name("mount.dfs")
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(mount::run(args, mountpoint, on_ready));
+    let outcome = runtime.block_on(mount::run(args, mountpoint, supervisor));
     // Tasks that still wait for a dead cluster must not keep the process.
     runtime.shutdown_background();
     outcome

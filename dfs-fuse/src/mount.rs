@@ -1,35 +1,38 @@
 //! The life of a mount: connect, attach, serve, detach.
 
+pub(crate) mod channel;
 pub(crate) mod device;
 mod fusermount;
+mod served;
+mod sessions;
+mod supervisor;
 
 use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use dfs_client::{Dfs, mounts};
-use dfs_common::{ErrorCode, FileKind, InodeId};
-use fuser::{Config, Session, SessionACL};
+use channel::{Channel, Handover, Order, Word};
+use dfs_client::{Dfs, Estate, mounts};
+use dfs_common::{ErrorCode, FileKind, InodeId, ledger::Ledger};
+use served::Served;
+pub(crate) use supervisor::run as supervise;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::oneshot,
     task::spawn_blocking,
     time::timeout,
 };
 
 use crate::{
     config::Args,
-    fs::{self, Fs},
-    fuse::{Adapter, Counters, Kernel, keep_lease},
+    fs::legacy,
+    fuse::Counters,
     status::{self, Facts, Socket},
 };
 
-/// Threads that read requests. Two keep a reader and a writer from waiting for each other's copies; more gained nothing.
-const REQUEST_THREADS: usize = 2;
 /// Read-ahead of the kernel, KiB. Its default of 128 costs a third of the throughput of a sequential reader.
 const READ_AHEAD_KIB: u32 = 1024;
 /// How long after an unmount the kernel may take to let go, before the process ends anyway and programs that still have
@@ -57,11 +60,12 @@ pub(crate) fn check_mountpoint(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(full)
 }
 
-/// Mounts and serves until unmounted or told to stop. `on_ready` is called when the mount answers.
+/// Mounts, or takes over the mount of a process that died, and serves until unmounted or told to stop. A supervisor is told when
+/// it is mounted, and when it answers.
 ///
 /// # Errors
-/// The cluster did not answer, or the mount could not be made.
-pub(crate) async fn run(args: &Args, mountpoint: &Path, on_ready: impl FnOnce()) -> anyhow::Result<()> {
+/// The cluster did not answer, or the mount could not be made or taken over.
+pub(crate) async fn run(args: &Args, mountpoint: &Path, supervisor: Option<&Arc<Channel>>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let told_to_stop = async move {
@@ -71,15 +75,31 @@ pub(crate) async fn run(args: &Args, mountpoint: &Path, on_ready: impl FnOnce())
         }
     };
     tokio::pin!(told_to_stop);
+    let left = supervisor.map(|supervisor| receive_order(supervisor)).transpose()?.flatten();
+    let (mut ledger, mut found) = (None, Vec::new());
+    if let Some(left) = &left {
+        let file = left.ledger.try_clone().context("cannot keep the ledger")?.into();
+        let (opened, records) = Ledger::open(file).context("what the process before this one has left")?;
+        (ledger, found) = (Some(opened), records);
+    } else if supervisor.is_some() {
+        ledger = Some(Ledger::new().context("cannot make a ledger for a successor")?);
+    }
+    let estate = ledger.clone().map(|ledger| Estate::new(ledger, &mut found));
+    let locks = estate.as_ref().map(Estate::locks).unwrap_or_default();
     let dfs = tokio::select! {
-        dfs = connect(args, mountpoint) => dfs?,
+        dfs = connect(args, mountpoint, estate) => dfs?,
         signal = &mut told_to_stop => bail!("{signal} before the cluster answered"),
     };
     let counters = Arc::new(Counters::default());
     let outcome = async {
-        let (mut ended, _socket) = attach(args, mountpoint, &dfs, Arc::clone(&counters)).await?;
-        tracing::info!(mountpoint = %mountpoint.display(), "mounted");
-        on_ready();
+        let served = Served { args, mountpoint, dfs: &dfs, counters: Arc::clone(&counters), supervisor };
+        let (mut ended, _socket) = match left {
+            Some(left) => served.take_over(left, ledger, legacy::read(found), &locks).await?,
+            None => served.attach(ledger).await?,
+        };
+        if let Some(supervisor) = supervisor {
+            supervisor.send(&Word::Ready, &[]).context("the supervisor is gone")?;
+        }
         tokio::select! {
             outcome = &mut ended => outcome.unwrap_or(Ok(())).context("the FUSE session failed"),
             signal = &mut told_to_stop => {
@@ -96,6 +116,17 @@ pub(crate) async fn run(args: &Args, mountpoint: &Path, on_ready: impl FnOnce())
     }
     tracing::info!(%counters, "unmounted");
     outcome
+}
+
+/// What the supervisor wants: a mount that is to be taken over, or a new one.
+fn receive_order(supervisor: &Channel) -> anyhow::Result<Option<Handover>> {
+    let order = supervisor.receive::<Order>().context("the supervisor's order")?;
+    match order.context("the supervisor is gone")? {
+        (Order::Mount, _) => Ok(None),
+        (Order::TakeOver(facts), descriptors) => {
+            Ok(Some(Handover::from_parts(facts, descriptors).context("the supervisor's order")?))
+        }
+    }
 }
 
 /// Changes the kernel's flags of a mount that is there, for `mount -o remount`.
@@ -142,70 +173,40 @@ async fn find_root(dfs: &Dfs, names: &[String]) -> anyhow::Result<InodeId> {
     Ok(ino)
 }
 
-async fn connect(args: &Args, mountpoint: &Path) -> anyhow::Result<Dfs> {
+async fn connect(args: &Args, mountpoint: &Path, estate: Option<Estate>) -> anyhow::Result<Dfs> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let description = format!("{} pid {} on {}", host.trim(), std::process::id(), mountpoint.display());
     let options = args.client.options(description);
     let within = options.deadline;
     let cluster = options.meta.join(", ");
+    let is_heir = estate.as_ref().is_some_and(Estate::is_inherited);
+    let dfs = match estate {
+        Some(estate) => Dfs::inherit(options, estate).await,
+        None => Dfs::connect_admin(options).await,
+    }?;
+    if is_heir {
+        // The cluster may be away, and programs wait: the mount answers at once, and each operation waits as long as it may.
+        tokio::spawn(open_session(dfs.clone()));
+        return Ok(dfs);
+    }
     // The client keeps its deadlines itself; this is for a defect there.
-    let outcome = timeout(within + Duration::from_secs(5), Dfs::connect(options)).await;
+    let outcome = timeout(within + Duration::from_secs(5), dfs.open_session()).await;
     let hint = format!(
         "cannot reach the cluster at {cluster}; is a metadata node running there? (dfsctl --meta {cluster} status)"
     )
     .replace(", ", ",");
     match outcome {
-        Ok(Ok(dfs)) => Ok(dfs),
+        Ok(Ok(())) => Ok(dfs),
         Ok(Err(error)) => Err(anyhow!(error).context(hint)),
         Err(_) => Err(anyhow!("no answer within {within:?}").context(hint)),
     }
 }
 
-/// Mounts and starts to serve; gives what tells the end of the session.
-async fn attach(
-    args: &Args,
-    mountpoint: &Path,
-    dfs: &Dfs,
-    counters: Arc<Counters>,
-) -> anyhow::Result<(oneshot::Receiver<std::io::Result<()>>, Option<Socket>)> {
-    let options = fs::Options {
-        root: find_root(dfs, &args.subtree).await?,
-        write_once: args.write_once,
-        cache_ttl: args.cache.0,
-    };
-    let fs = Arc::new(Fs::new(dfs.clone(), options));
-    let runtime = tokio::runtime::Handle::current();
-    let mut adapter = Adapter::new(Arc::clone(&fs), runtime, args.client.deadline.0, Arc::clone(&counters));
-    adapter.set_local_locks(args.local_locks);
-    let facts =
-        Facts { dfs: dfs.clone(), fs: Arc::clone(&fs), flights: adapter.flights(), counters, since: Instant::now() };
-    let request = request(args, mountpoint);
-    let (session, for_notes) = spawn_blocking(move || -> anyhow::Result<_> {
-        let device = device::attach(&request)?;
-        let for_notes = device.try_clone().context("cannot keep a second descriptor of the device")?;
-        let mut config = Config::default();
-        config.n_threads = Some(REQUEST_THREADS);
-        // A clone needs the right to open the device, which a user who mounted by fusermount3 may lack.
-        config.clone_fd = device::can_open();
-        // The kernel itself checks who may use the mount.
-        let session = Session::from_fd(adapter, device, SessionACL::All, config);
-        Ok((session.context("the kernel refused the FUSE handshake")?, for_notes))
-    })
-    .await
-    .context("the mounting thread panicked")??;
-    fs.coherence().connect(Box::new(Kernel::new(options.root, session.notifier(), for_notes)));
-    let (tell, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("fuse".into())
-        .spawn(move || tell.send(session.run()))
-        .context("cannot start the request thread")?;
-    let outcome = first_look(mountpoint, args.client.deadline.0).await;
-    if outcome.is_err() {
-        detach(mountpoint).await?;
-    } else if fs.coherence().can_lease() {
-        tokio::spawn(keep_lease(Arc::downgrade(&fs), dfs.clone()));
+/// Takes the session of the process before up again, while its lease lasts: locks depend on it.
+async fn open_session(dfs: Dfs) {
+    while let Err(error) = dfs.open_session().await {
+        tracing::warn!(%error, "the session of the process before cannot be taken up yet");
     }
-    Ok((ended, open_socket(args, outcome?, facts)))
 }
 
 /// Opens the status socket. A mount without one works, so that its failure is no reason to fail.

@@ -3,9 +3,11 @@
 //! A thread of its own serves one caller after the other. Only the user who mounted may connect.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     os::unix::{
+        ffi::OsStrExt as _,
         fs::PermissionsExt as _,
         net::{UnixListener, UnixStream},
     },
@@ -15,17 +17,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use dfs_client::{
     Dfs,
-    mounts::{self, ASK_ABORT, ASK_STATUS, Aborted, Cache, Operation, Report},
+    mounts::{self, ASK_ABORT, ASK_STATUS, ASK_UPGRADE, Aborted, Cache, Operation, Report, Upgraded},
 };
 use dfs_common::InodeId;
 use tokio::runtime::Handle;
 
 use crate::{
     fs::{Fs, coherence::Standing},
-    fuse::{Counters, Flights},
+    fuse::{Counters, Flights, Gate},
+    mount::channel::{Channel, Word},
 };
 
 /// How long the cluster may take to answer before it counts as away. Longer than any healthy answer, shorter than the patience
@@ -33,6 +36,8 @@ use crate::{
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// How long a caller may take to say what it wants, and to take the answer.
 const CALLER_LIMIT: Duration = Duration::from_secs(1);
+/// How long operations may take to end before another process takes over.
+const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 /// Operations in one report.
 const OPERATIONS_MAX: usize = 1000;
 
@@ -43,6 +48,11 @@ pub(crate) struct Facts {
     pub(crate) flights: Arc<Flights>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) since: Instant,
+    pub(crate) gate: Arc<Gate>,
+    /// Who starts the next process.
+    pub(crate) supervisor: Option<Arc<Channel>>,
+    /// Processes that served the mount before.
+    pub(crate) predecessors: u64,
 }
 
 /// An open socket; dropping removes it.
@@ -99,11 +109,55 @@ fn answer(caller: &UnixStream, runtime: &Handle, facts: &Facts) -> io::Result<()
             tracing::warn!(operations, "an administrator ended the operations in flight");
             serde_json::to_string(&Aborted { operations })?
         }
+        ASK_UPGRADE => return upgrade(caller, runtime, facts),
         other => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("nobody knows {other:?}"))),
     };
     let mut caller = caller;
     caller.write_all(text.as_bytes())?;
     caller.write_all(b"\n")
+}
+
+/// Leaves the mount to another process. Does not come back if that can be.
+fn upgrade(mut caller: &UnixStream, runtime: &Handle, facts: &Facts) -> io::Result<()> {
+    let outcome = runtime.block_on(leave(facts));
+    let refused = outcome.as_ref().err().map(|error| format!("{error:#}"));
+    let mut text = serde_json::to_vec(&Upgraded { refused })?;
+    text.push(b'\n');
+    let told = caller.write_all(&text);
+    if outcome.is_ok() {
+        tracing::info!("left the mount to the next process");
+        // Nothing is dropped: what drops would clear is what the next process needs.
+        // SAFETY: ends the process; nothing after it runs.
+        unsafe { libc::_exit(0) };
+    }
+    told
+}
+
+/// Brings everything to an end that could be lost with this process, and tells the supervisor.
+async fn leave(facts: &Facts) -> anyhow::Result<()> {
+    let supervisor = facts.supervisor.as_deref().context(
+        "no supervisor starts another process: the mount is in the foreground (-f), or Linux is older than 6.9",
+    )?;
+    let program = std::env::current_exe().context("cannot tell where the program is")?;
+    let program = installed_now(&program);
+    if !facts.gate.shut(LEAVE_LIMIT).await {
+        bail!("operations are still under way after {LEAVE_LIMIT:?}");
+    }
+    let outcome = match facts.fs.publish_all().await {
+        Ok(()) => supervisor.send(&Word::Next(program), &[]).context("the supervisor is gone"),
+        Err(error) => Err(error).context("what was written and not closed cannot be stored"),
+    };
+    if outcome.is_err() {
+        facts.gate.open();
+    }
+    outcome
+}
+
+/// Where a program is that was perhaps replaced since it was started.
+fn installed_now(program: &Path) -> PathBuf {
+    let text = program.as_os_str().as_bytes();
+    let text = text.strip_suffix(b" (deleted)").unwrap_or(text);
+    PathBuf::from(OsStr::from_bytes(text))
 }
 
 fn report(runtime: &Handle, facts: &Facts) -> Report {
@@ -114,6 +168,8 @@ fn report(runtime: &Handle, facts: &Facts) -> Report {
     Report {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
+        is_supervised: facts.supervisor.is_some(),
+        predecessors: facts.predecessors,
         age_s: facts.since.elapsed().as_secs(),
         is_reachable: unreachable.is_none(),
         unreachable,

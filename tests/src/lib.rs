@@ -9,6 +9,7 @@
 //!   ERROR in a log that the test did not announce, and on any panic;
 //! - whatever happens, dropping the cluster leaves no process and no mount behind.
 
+pub mod background;
 pub mod bins;
 pub mod chaos;
 pub mod cluster;
@@ -25,5 +26,6 @@ pub mod rng;
 pub mod tools;
 pub mod wait;
 
+pub use background::Background;
 pub use cluster::{Builder, Cluster, Output};
 pub use mount::Mount;

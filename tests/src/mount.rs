@@ -160,7 +160,7 @@ fn answers(path: &Path) -> bool {
     stat.status().is_ok_and(|status| status.success())
 }
 
-fn detach(path: &Path) {
+pub(crate) fn detach(path: &Path) {
     let mut umount = Command::new("umount");
     umount.arg("-l").arg(path).stdout(Stdio::null()).stderr(Stdio::null());
     let _ = umount.status();

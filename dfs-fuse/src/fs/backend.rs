@@ -3,8 +3,10 @@
 use std::future::Future;
 
 use bytes::Bytes;
-use dfs_client::{Created, Dfs, DirPage, Error, NewFile, NewNode, Reader, RenameFlags, Seek, StatFs, Wish, Writer};
-use dfs_common::{Attr, InodeId, Layout, SetAttr, lock::Lock};
+use dfs_client::{
+    Created, Dfs, DirPage, Error, NewFile, NewNode, Pin, Reader, RenameFlags, Seek, StatFs, Wish, Writer,
+};
+use dfs_common::{Attr, FileId, InodeId, Layout, SetAttr, lock::Lock};
 use dfs_proto::convert::NodeAddress;
 
 /// Outcome of a cluster operation.
@@ -69,6 +71,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     type Reader: VersionReader;
     /// A version being written.
     type Writer: VersionWriter<Reader = Self::Reader>;
+    /// Keeps a version for as long as it is there.
+    type Pin: Send + Sync;
 
     fn lookup(&self, parent: InodeId, name: &[u8]) -> impl Future<Output = Outcome<Attr>> + Send;
     fn getattr(&self, ino: InodeId) -> impl Future<Output = Outcome<Attr>> + Send;
@@ -123,6 +127,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
         flags: RenameFlags,
     ) -> impl Future<Output = Outcome<()>> + Send;
     fn open_reader(&self, ino: InodeId) -> impl Future<Output = Outcome<Self::Reader>> + Send;
+    fn open_version(&self, version: FileId, last: Attr) -> impl Future<Output = Outcome<Self::Reader>> + Send;
+    fn pin(&self, version: FileId) -> Self::Pin;
     fn open_new_writer(&self, created: &Created) -> impl Future<Output = Outcome<Self::Writer>> + Send;
     fn open_writer(&self, ino: InodeId, truncate: bool) -> impl Future<Output = Outcome<Self::Writer>> + Send;
     fn layout(&self, ino: InodeId) -> impl Future<Output = Outcome<(Attr, Layout, Vec<NodeAddress>)>> + Send;
@@ -196,6 +202,7 @@ impl VersionWriter for Writer {
 impl Backend for Dfs {
     type Reader = Reader;
     type Writer = Writer;
+    type Pin = Pin;
 
     async fn lookup(&self, parent: InodeId, name: &[u8]) -> Outcome<Attr> {
         Self::lookup(self, parent, name).await
@@ -260,6 +267,12 @@ impl Backend for Dfs {
     }
     async fn open_reader(&self, ino: InodeId) -> Outcome<Reader> {
         Self::open_reader(self, ino).await
+    }
+    async fn open_version(&self, version: FileId, last: Attr) -> Outcome<Reader> {
+        Self::open_version(self, version, last).await
+    }
+    fn pin(&self, version: FileId) -> Pin {
+        Self::pin(self, version)
     }
     async fn open_new_writer(&self, created: &Created) -> Outcome<Writer> {
         Self::open_new_writer(self, created).await

@@ -249,6 +249,13 @@ impl Coherence {
         }
     }
 
+    /// The kernel has what a process before this one gave it: all of that is forgotten, and what that process has begun may take
+    /// effect yet.
+    pub(crate) fn take_over(&self, reached: &Reached) {
+        self.doubt(reached);
+        self.forget_all(reached);
+    }
+
     /// Whether what this mount changes must be told to it, too.
     pub(crate) fn is_in_doubt(&self) -> bool {
         lock(&self.state).doubt_until.is_some_and(|until| Instant::now() < until)

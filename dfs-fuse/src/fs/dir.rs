@@ -52,6 +52,10 @@ pub(crate) struct DirStream {
 }
 
 impl DirStream {
+    fn new(ino: InodeId) -> Self {
+        Self { ino, cursor: Mutex::default() }
+    }
+
     /// Which.
     pub(crate) fn ino(&self) -> InodeId {
         self.ino
@@ -113,7 +117,8 @@ impl<B: Backend> Fs<B> {
         let mut listed = lock(&self.listed);
         let is_alone = !self.dirs.map(DirStream::ino).contains(&ino);
         let may_keep = is_alone && self.coherence.is_leased() && !lock(&self.pending).are_in(ino);
-        let handle = self.dirs.insert(DirStream { ino, cursor: Mutex::default() });
+        let handle = self.dirs.number();
+        self.dirs.insert(handle, DirStream::new(ino));
         let listing = match listed.get(&ino) {
             _ if !may_keep => Listing::Bypass,
             Some(since) if !self.coherence.has_changed(*since, &[ino]) => Listing::Keep,
@@ -130,15 +135,17 @@ impl<B: Backend> Fs<B> {
         self.dirs.remove(handle);
     }
 
-    /// Gives entries from `offset` on to `sink`, which says `true` when it cannot take this one any more.
+    /// Gives entries of `dir`, which is open as `handle`, from `offset` on to `sink`, which says `true` when it cannot take this
+    /// one any more.
     pub(crate) async fn readdir(
         &self,
-        handle: u64,
+        (dir, handle): (InodeId, u64),
         offset: u64,
         with_attrs: bool,
         mut sink: impl FnMut(Entry<'_>) -> bool + Send,
     ) -> Result<(), Error> {
-        let stream = self.dirs.get(handle)?;
+        // A process before this one may have opened it: offsets mean the same here.
+        let stream = self.dirs.get_or_insert(handle, || DirStream::new(dir));
         let mut cursor = stream.cursor.lock().await;
         if offset == 0 {
             // rewinddir(3) shows the directory as it is now.

@@ -263,6 +263,13 @@ impl VersionWriter for FakeWriter {
 impl Backend for FakeCluster {
     type Reader = FakeReader;
     type Writer = FakeWriter;
+    type Pin = ();
+
+    async fn open_version(&self, version: FileId, _last: Attr) -> Outcome<FakeReader> {
+        let ino = lock(&self.0).nodes.iter().find(|(_, node)| node.attr.file_id == Some(version)).map(|(ino, _)| *ino);
+        self.open_reader(ino.ok_or_else(|| not_found("version"))?).await
+    }
+    fn pin(&self, _version: FileId) {}
 
     // Locks have their own tests, where they are decided.
     async fn take_lock(&self, _ino: InodeId, _wish: Wish, _wait: bool) -> Outcome<Option<Lock>> {

@@ -16,7 +16,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use dfs_client::NewFile;
-use dfs_common::{Attr, FileKind, InodeId, SetAttr};
+use dfs_common::{Attr, FileId, FileKind, InodeId, SetAttr};
 
 use super::{
     Fs,
@@ -25,6 +25,7 @@ use super::{
     error::Error,
     follow::Version,
     inode::{OpenInode, Role, Unpublished, lock, open_published, reader_version},
+    legacy::{Last, Legacy, Recorded},
     pages::Caching,
 };
 
@@ -37,19 +38,42 @@ pub(crate) enum Handle<B: Backend> {
         version: OnceLock<Arc<Version<B::Reader>>>,
         /// Whether the kernel was told to drop its pages and has not read since.
         is_unconfirmed: AtomicBool,
+        /// The version that it had in the process before, as long as it is not opened again.
+        inherited: Option<Inherited<B>>,
+        number: u64,
+        recorded: Recorded,
     },
     /// Opened for writing, perhaps also for reading.
     Write {
         inode: Arc<OpenInode<B>>,
         /// Every write goes to the end.
         is_append: bool,
+        /// There for its drop.
+        _recorded: Recorded,
+    },
+    /// Bytes that were written through it are lost, since the process that had them ended: nothing can be done but close it.
+    Lost {
+        inode: Arc<OpenInode<B>>,
+        may_write: bool,
+        /// There for its drop.
+        _recorded: Recorded,
     },
 }
 
+/// A version that a process before this one had open.
+pub(crate) struct Inherited<B: Backend> {
+    /// What is known of its file if that has no name any more.
+    pub(super) last: Attr,
+    pub(super) version: FileId,
+    pub(super) is_cached: bool,
+    /// There for its drop.
+    pub(super) _pin: B::Pin,
+}
+
 impl<B: Backend> Handle<B> {
-    fn inode(&self) -> &Arc<OpenInode<B>> {
+    pub(super) fn inode(&self) -> &Arc<OpenInode<B>> {
         match self {
-            Self::Read { inode, .. } | Self::Write { inode, .. } => inode,
+            Self::Read { inode, .. } | Self::Write { inode, .. } | Self::Lost { inode, .. } => inode,
         }
     }
 }
@@ -121,11 +145,18 @@ impl<B: Backend> Fs<B> {
         }
         let writer = self.backend.open_new_writer(&created).await?;
         let inode = self.inodes.acquire(ino, Role::Write);
-        inode.install_new(writer, created.attr.clone()).await;
+        let prepared = inode.install_new(writer, created.attr.clone()).await;
+        let handle = match prepared.and_then(|()| self.write_handle(&inode, open.append)) {
+            Ok(handle) => handle,
+            Err(error) => {
+                inode.set_killed();
+                self.release_write(&inode).await;
+                return Err(error);
+            }
+        };
         self.coherence.changed_here(parent);
         lock(&self.pending).insert(parent, name, ino);
         lock(&self.written).insert(parent, name, ino);
-        let handle = self.handles.insert(Handle::Write { inode, is_append: open.append });
         Ok((created.attr, Opened { handle, caching: Caching::Bypass, is_size_told: false, wants_flush: true }))
     }
 
@@ -164,12 +195,20 @@ impl<B: Backend> Fs<B> {
             }
             OpenMode { .. } => Ok(()),
         };
-        if let Err(error) = prepared {
-            self.release_write(&inode).await;
-            return Err(error);
+        match prepared.and_then(|()| self.write_handle(&inode, mode.append)) {
+            Ok(handle) => Ok(Opened { handle, caching: Caching::Bypass, is_size_told: false, wants_flush: true }),
+            Err(error) => {
+                self.release_write(&inode).await;
+                Err(error)
+            }
         }
-        let handle = self.handles.insert(Handle::Write { inode, is_append: mode.append });
-        Ok(Opened { handle, caching: Caching::Bypass, is_size_told: false, wants_flush: true })
+    }
+
+    fn write_handle(&self, inode: &Arc<OpenInode<B>>, is_append: bool) -> Result<u64, Error> {
+        let handle = self.handles.number();
+        let _recorded = self.legacies.record(Legacy::Write { handle, ino: inode.ino, is_append })?;
+        self.handles.insert(handle, Handle::Write { inode: Arc::clone(inode), is_append, _recorded });
+        Ok(handle)
     }
 
     async fn open_read(&self, ino: InodeId) -> Result<Opened, Error> {
@@ -197,19 +236,40 @@ impl<B: Backend> Fs<B> {
                 Caching::Keep | Caching::Fresh => inode.share(reader),
             });
         }
-        let handle = self.handles.insert(Handle::Read {
+        let handle = self.handles.number();
+        let legacy = Legacy::Read {
+            handle,
+            ino: inode.ino,
+            version: version.as_ref().map(|version| version.id()),
+            is_cached: caching != Caching::Bypass,
+            last: inode.known_attr().as_ref().map(Last::of).unwrap_or_default(),
+        };
+        let recorded = match self.legacies.record(legacy) {
+            Ok(recorded) => recorded,
+            Err(error) => {
+                if let Some(version) = version.filter(|version| version.is_cached()) {
+                    lock(&self.pages).close(inode.ino, version.id());
+                }
+                return Err(error);
+            }
+        };
+        let read = Handle::Read {
             inode: Arc::clone(inode),
             version: version.map_or_else(OnceLock::new, OnceLock::from),
             is_unconfirmed: AtomicBool::new(caching == Caching::Fresh),
-        });
+            inherited: None,
+            number: handle,
+            recorded,
+        };
+        self.handles.insert(handle, read);
         Ok(Opened { handle, caching, is_size_told, wants_flush: false })
     }
 
     /// Reads.
     pub(crate) async fn read(&self, handle: u64, offset: u64, len: usize) -> Result<Vec<Bytes>, Error> {
-        let handle = self.handles.get(handle)?;
-        if let Handle::Read { inode, version, is_unconfirmed } = &*handle
-            && let Some(version) = version.get()
+        let handle = self.file(handle)?;
+        if let Handle::Read { inode, is_unconfirmed, .. } = &*handle
+            && let Some(version) = self.version(&handle).await?
         {
             if version.is_cached() && is_unconfirmed.swap(false, Ordering::Relaxed) {
                 let mut pages = lock(&self.pages);
@@ -221,7 +281,7 @@ impl<B: Backend> Fs<B> {
             if offset.saturating_add(len as u64) > size
                 && (inode.known_attr().as_ref().is_some_and(is_longer) || !version.is_cached() && offset >= size)
             {
-                self.follow(inode.ino, version).await;
+                self.follow(inode.ino, &version).await;
             }
             return Ok(version.reader().read_at(offset, len).await?);
         }
@@ -233,6 +293,7 @@ impl<B: Backend> Fs<B> {
         if let Handle::Read { version, .. } = &*handle {
             // From now on this handle keeps its version. A race between two reads is won by either.
             let version = version.get_or_init(|| Arc::new(Version::new(published, false)));
+            handle.record_version();
             return Ok(version.reader().read_at(offset, len).await?);
         }
         Ok(published.read_at(offset, len).await?)
@@ -248,28 +309,28 @@ impl<B: Backend> Fs<B> {
         data: &[u8],
         from_cache: bool,
     ) -> Option<Result<(), Error>> {
-        let handle = self.handles.get(handle).ok()?;
-        let Handle::Write { inode, is_append } = &*handle else { return None };
+        let handle = self.file(handle).ok()?;
+        let Handle::Write { inode, is_append, .. } = &*handle else { return None };
         let slot = inode.try_slot()?;
         let writer = slot.as_ref()?;
         let offset = if *is_append && !from_cache { writer.size() } else { offset };
         if offset % writer.chunk_size() + data.len() as u64 > writer.chunk_size() {
             return None;
         }
-        inode.touch();
+        let _changing = inode.change();
         Some(writer.write_at(offset, data).await.map_err(Error::from))
     }
 
     /// Writes; `from_cache` if the bytes come from a memory mapping, whose offset counts also in append mode.
     pub(crate) async fn write(&self, handle: u64, offset: u64, data: &[u8], from_cache: bool) -> Result<(), Error> {
-        let handle = self.handles.get(handle)?;
-        let Handle::Write { inode, is_append } = &*handle else {
+        let handle = self.file(handle)?;
+        let Handle::Write { inode, is_append, .. } = &*handle else {
             return Err(Error::refused(libc::EBADF, "the handle was opened for reading"));
         };
         let slot = inode.writer(&self.backend).await?;
         let writer = slot.as_ref().expect("OpenInode::writer leaves one in the slot");
         let offset = if *is_append && !from_cache { writer.size() } else { offset };
-        inode.touch();
+        let _changing = inode.change();
         Ok(writer.write_at(offset, data).await?)
     }
 
@@ -306,8 +367,9 @@ impl<B: Backend> Fs<B> {
     async fn resize_open(&self, inode: &OpenInode<B>, size: u64) -> Result<(), Error> {
         let slot = inode.writer(&self.backend).await?;
         let writer = slot.as_ref().expect("OpenInode::writer leaves one in the slot");
-        inode.touch();
+        let changing = inode.change();
         writer.truncate(size).await?;
+        drop(changing);
         match inode.unpublished(writer) {
             Some(unpublished) if unpublished.write_handles == 1 => {
                 drop(slot);
@@ -319,7 +381,7 @@ impl<B: Backend> Fs<B> {
 
     /// A descriptor is being closed by thread `pid`.
     pub(crate) async fn flush(&self, handle: u64, pid: u32) -> Result<(), Error> {
-        let handle = self.handles.get(handle)?;
+        let handle = self.file(handle)?;
         let Handle::Write { inode, .. } = &*handle else { return Ok(()) };
         let Some(unpublished) = self.unpublished(inode).await? else { return Ok(()) };
         match caller::closing(pid) {
@@ -337,24 +399,30 @@ impl<B: Backend> Fs<B> {
 
     /// Makes everything written so far durable.
     pub(crate) async fn fsync(&self, handle: u64) -> Result<(), Error> {
-        let handle = self.handles.get(handle)?;
+        let handle = self.file(handle)?;
         let Handle::Write { inode, .. } = &*handle else { return Ok(()) };
         if self.unpublished(inode).await?.is_some() { self.publish(inode, false).await } else { Ok(()) }
     }
 
-    /// A handle is gone.
+    /// A handle is gone; what was locked through it is given up before.
     pub(crate) async fn release(&self, handle: u64) {
-        self.unlock_handle(handle).await;
         let Some(handle) = self.handles.remove(handle) else { return };
         match &*handle {
-            Handle::Read { inode, version, .. } => {
-                if let Some(version) = version.get().filter(|version| version.is_cached()) {
-                    let mut pages = lock(&self.pages);
-                    pages.close(inode.ino, version.id());
+            Handle::Read { inode, version, inherited, .. } => {
+                let inherited = inherited.as_ref().filter(|inherited| inherited.is_cached).map(|it| it.version);
+                let mut pages = lock(&self.pages);
+                let cached = match version.get() {
+                    Some(version) => version.is_cached().then(|| version.id()),
+                    None => inherited,
+                };
+                if let Some(cached) = cached {
+                    pages.close(inode.ino, cached);
                 }
+                drop(pages);
                 self.inodes.release_read(inode);
             }
-            Handle::Write { inode, .. } => self.release_write(inode).await,
+            Handle::Lost { inode, may_write: false, .. } => self.inodes.release_read(inode),
+            Handle::Write { inode, .. } | Handle::Lost { inode, .. } => self.release_write(inode).await,
         }
     }
 
@@ -363,6 +431,7 @@ impl<B: Backend> Fs<B> {
         if let Ok(Handle::Write { inode, .. }) = self.handles.get(handle).as_deref() {
             inode.set_killed();
         }
+        // Nobody has locked anything through it.
         self.release(handle).await;
     }
 
@@ -386,6 +455,23 @@ impl<B: Backend> Fs<B> {
             false => writer.publish(unpublished.set).await,
         };
         self.published(inode, outcome)
+    }
+
+    /// Publishes all that is not, as fsync(2) would, for a process that takes the mount over.
+    pub(crate) async fn publish_all(&self) -> Result<(), Error> {
+        for ino in self.inodes.all() {
+            let Some(inode) = self.inodes.get(ino) else { continue };
+            if self.unpublished(&inode).await?.is_some() {
+                self.publish(&inode, false).await?;
+            }
+            if inode.is_written_without_name() {
+                return Err(Error::refused(
+                    libc::EBUSY,
+                    "a file without a name is open for writing, which goes with this process",
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn published(&self, inode: &OpenInode<B>, outcome: Result<Attr, dfs_client::Error>) -> Result<(), Error> {
@@ -445,11 +531,14 @@ impl<B: Backend> Fs<B> {
         self.doubt();
     }
 
-    /// The version that a read handle has.
-    pub(crate) fn version_of(&self, handle: u64) -> Option<Arc<Version<B::Reader>>> {
-        match &*self.handles.get(handle).ok()? {
-            Handle::Read { version, .. } => version.get().cloned(),
-            Handle::Write { .. } => None,
+    /// An open file that can be used.
+    pub(crate) fn file(&self, handle: u64) -> Result<Arc<Handle<B>>, Error> {
+        let handle = self.handles.get(handle)?;
+        match *handle {
+            Handle::Lost { .. } => {
+                Err(Error::refused(libc::EIO, "what was written was lost when the process that served the mount ended"))
+            }
+            Handle::Read { .. } | Handle::Write { .. } => Ok(handle),
         }
     }
 }

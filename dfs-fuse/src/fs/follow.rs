@@ -1,4 +1,4 @@
-//! Readers that go on with a file which has only grown, as `tail -f` expects.
+//! The versions that readers have, and readers that go on with a file which has only grown, as `tail -f` expects.
 //!
 //! An open file keeps its version, whatever becomes of its path. But a version that begins with all of what the reader has, and
 //! adds to it, shows him nothing that he has read already in another way. So a reader who asks for the size of his file, or
@@ -7,12 +7,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use dfs_common::{FileId, InodeId, Layout};
+use dfs_common::{ErrorCode, FileId, InodeId, Layout};
 
 use super::{
     Fs,
     backend::{Backend, Outcome, VersionReader},
+    error::Error,
+    file::Handle,
     inode::{lock, open_published},
+    legacy::{Last, Legacy},
 };
 
 /// The version that read handles have. Those whose pages the kernel caches share one, since they share the pages.
@@ -77,9 +80,73 @@ impl<B: Backend> Fs<B> {
                     pages.follow(ino, old_id, new_id);
                 }
                 *version.reader.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+                drop(pages);
+                self.record_followed(version);
             }
             Ok(false) => *lock(&version.unrelated) = Some(new_id),
             Err(error) => tracing::debug!(ino = ino.0, %error, "a reader stays with its version"),
+        }
+    }
+}
+
+impl<B: Backend> Handle<B> {
+    /// Tells a successor of this process which version a read handle has now.
+    pub(super) fn record_version(&self) {
+        if let Self::Read { inode, version, number, recorded, .. } = self
+            && let Some(version) = version.get()
+        {
+            let (version, is_cached) = (Some(version.id()), version.is_cached());
+            let last = inode.known_attr().as_ref().map(Last::of).unwrap_or_default();
+            recorded.set(Legacy::Read { handle: *number, ino: inode.ino, version, is_cached, last });
+        }
+    }
+}
+
+impl<B: Backend> Fs<B> {
+    /// The version that a read handle has.
+    pub(crate) async fn version_of(&self, handle: Option<u64>) -> Option<Arc<Version<B::Reader>>> {
+        self.version(&*self.file(handle?).ok()?).await.ok()?
+    }
+
+    /// Opens the versions again that a process before this one had open of an inode, since they know more of it than its name
+    /// does when that is gone.
+    pub(super) async fn claim(&self, ino: InodeId) {
+        for handle in self.handles.all().into_iter().filter(|handle| handle.inode().ino == ino) {
+            if let Err(error) = self.version(&handle).await {
+                tracing::debug!(%ino, %error, "a version cannot be opened again");
+            }
+        }
+    }
+
+    /// The version that a read handle has; opened again if a process before this one had it open.
+    pub(crate) async fn version(&self, handle: &Handle<B>) -> Result<Option<Arc<Version<B::Reader>>>, Error> {
+        let Handle::Read { inode, version, inherited, .. } = handle else { return Ok(None) };
+        let (None, Some(inherited)) = (version.get(), inherited) else { return Ok(version.get().cloned()) };
+        let reader =
+            self.backend.open_version(inherited.version, inherited.last.clone()).await.map_err(
+                |error| match error.code {
+                    ErrorCode::NotFound | ErrorCode::Stale => {
+                        Error::refused(libc::EIO, "the version that was open is gone")
+                    }
+                    _ => error.into(),
+                },
+            )?;
+        inode.inherit(reader.attr());
+        // Two may come here at once: one of them is first, and what the other one opened is closed again.
+        let opened = match inherited.is_cached {
+            true => inode.share(reader),
+            false => Arc::new(Version::new(Arc::new(reader), false)),
+        };
+        Ok(Some(Arc::clone(version.get_or_init(|| opened))))
+    }
+
+    fn record_followed(&self, followed: &Version<B::Reader>) {
+        for handle in self.handles.all() {
+            if let Handle::Read { version, .. } = &*handle
+                && version.get().is_some_and(|version| std::ptr::eq(&**version, followed))
+            {
+                handle.record_version();
+            }
         }
     }
 }

@@ -21,11 +21,25 @@ impl<T> Handles<T> {
         Self { next: AtomicU64::new(1), table: RwLock::new(HashMap::new()) }
     }
 
-    /// Gives `thing` a number.
-    pub(crate) fn insert(&self, thing: T) -> u64 {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+    /// A number for a thing that is inserted under it afterwards.
+    pub(crate) fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Numbers from here on are not given out yet. Those below are of processes before this one.
+    pub(crate) fn continue_at(&self, first: u64) {
+        self.next.store(first, Ordering::Relaxed);
+    }
+
+    /// Puts `thing` in under its number.
+    pub(crate) fn insert(&self, number: u64, thing: T) {
         self.table.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(thing));
-        number
+    }
+
+    /// The thing with this number, which is made if it is not there.
+    pub(crate) fn get_or_insert(&self, number: u64, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(table.entry(number).or_insert_with(|| Arc::new(make())))
     }
 
     /// The thing with this number; EBADF if there is none.
@@ -36,6 +50,11 @@ impl<T> Handles<T> {
             .get(&number)
             .cloned()
             .ok_or_else(|| Error::refused(libc::EBADF, "no such handle"))
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Arc<T>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// What `f` makes of each of them.

@@ -17,6 +17,7 @@ use super::{
     backend::{Backend, VersionReader as _, VersionWriter as _},
     error::Error,
     follow::Version,
+    legacy::{Legacies, Legacy, Recorded},
 };
 
 /// Locks a mutex whose holders never panic half way through a change.
@@ -51,6 +52,18 @@ pub(crate) struct OpenInode<B: Backend> {
     /// What read handles with cached pages share.
     cached: Mutex<Weak<Version<B::Reader>>>,
     state: Mutex<State<B::Writer>>,
+    legacies: Legacies,
+}
+
+/// A change of the content that is under way.
+pub(crate) struct Changing<'a, B: Backend>(&'a OpenInode<B>);
+
+impl<B: Backend> Drop for Changing<'_, B> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.changing -= 1;
+        state.tell_successor(self.0.ino);
+    }
 }
 
 struct State<W> {
@@ -79,6 +92,12 @@ struct State<W> {
     was_killed: bool,
     write_handles: usize,
     read_handles: usize,
+    /// Changes under way.
+    changing: usize,
+    /// What a successor of this process is told while there is a writer.
+    recorded: Option<Recorded>,
+    /// Whether that says that something is unpublished.
+    is_recorded_unpublished: bool,
 }
 
 /// What the next publication is about.
@@ -97,9 +116,10 @@ pub(crate) struct Unpublished {
 }
 
 impl<B: Backend> OpenInode<B> {
-    fn new(ino: InodeId) -> Self {
+    fn new(ino: InodeId, legacies: Legacies) -> Self {
         Self {
             ino,
+            legacies,
             slot: RwLock::new(None),
             published: tokio::sync::Mutex::new(None),
             cached: Mutex::new(Weak::new()),
@@ -116,6 +136,9 @@ impl<B: Backend> OpenInode<B> {
                 was_killed: false,
                 write_handles: 0,
                 read_handles: 0,
+                changing: 0,
+                recorded: None,
+                is_recorded_unpublished: false,
             }),
         }
     }
@@ -134,7 +157,7 @@ impl<B: Backend> OpenInode<B> {
         let mut slot = self.slot.write().await;
         if slot.is_none() {
             let writer = backend.open_writer(self.ino, false).await?;
-            self.install(&mut slot, writer).await;
+            self.install(&mut slot, writer).await?;
         }
         Ok(slot.downgrade())
     }
@@ -161,31 +184,40 @@ impl<B: Backend> OpenInode<B> {
             writer.truncate(0).await?;
         } else {
             let writer = backend.open_writer(self.ino, true).await?;
-            self.install(&mut slot, writer).await;
+            self.install(&mut slot, writer).await?;
         }
         let mut state = self.state();
         state.is_touched = false;
         state.was_killed = false;
         state.mtime_ns = Some(now_ns());
+        state.tell_successor(self.ino);
         Ok(())
     }
 
     /// Takes the writer of a file that was just created.
-    pub(crate) async fn install_new(&self, writer: B::Writer, attr: Attr) {
+    pub(crate) async fn install_new(&self, writer: B::Writer, attr: Attr) -> Result<(), Error> {
         let mut slot = self.slot.write().await;
-        self.install(&mut slot, writer).await;
+        self.install(&mut slot, writer).await?;
         let mut state = self.state();
         state.attr = Some(attr);
         state.fetched = Some(Instant::now());
         state.is_published = false;
         state.has_known_name = true;
+        Ok(())
     }
 
-    async fn install(&self, slot: &mut Slot<B::Writer>, writer: B::Writer) {
+    async fn install(&self, slot: &mut Slot<B::Writer>, writer: B::Writer) -> Result<(), Error> {
+        let is_unpublished = writer.is_dirty();
+        let recorded = self.legacies.record(Legacy::Changes { ino: self.ino, is_unpublished })?;
         let writer = Arc::new(writer);
         *self.published.lock().await = None;
-        self.state().writer = Some(Arc::clone(&writer));
+        let mut state = self.state();
+        state.writer = Some(Arc::clone(&writer));
+        state.recorded = Some(recorded);
+        state.is_recorded_unpublished = is_unpublished;
+        drop(state);
         *slot = Some(writer);
+        Ok(())
     }
 
     /// Takes the writer out.
@@ -199,6 +231,7 @@ impl<B: Backend> OpenInode<B> {
         // so later changes go to the cluster, which knows.
         state.deferred = SetAttr::default();
         state.is_published = true;
+        state.recorded = None;
         slot.take()
     }
 
@@ -225,11 +258,19 @@ impl<B: Backend> OpenInode<B> {
         version
     }
 
-    /// Bytes were written or cut.
-    pub(crate) fn touch(&self) {
+    /// Bytes are being written or cut, for as long as what is given is kept.
+    pub(crate) fn change(&self) -> Changing<'_, B> {
         let mut state = self.state();
         state.mtime_ns = Some(now_ns());
         state.is_touched = true;
+        state.changing += 1;
+        state.tell_successor(self.ino);
+        Changing(self)
+    }
+
+    /// The attributes of a version that was taken over, of which nothing better is known yet.
+    pub(crate) fn inherit(&self, attr: &Attr) {
+        self.state().attr.get_or_insert_with(|| attr.clone());
     }
 
     /// The cluster told new attributes; `mtime_set` if a program has set the time, which the next publication must keep.
@@ -298,11 +339,18 @@ impl<B: Backend> OpenInode<B> {
         state.is_touched = false;
         state.was_killed = false;
         state.mtime_ns = None;
+        state.tell_successor(self.ino);
     }
 
     /// A process that a signal ended has closed the file.
     pub(crate) fn set_killed(&self) {
         self.state().was_killed = true;
+    }
+
+    /// Whether it is open for writing and its name is known to be gone: nothing of it can be stored, or opened again.
+    pub(crate) fn is_written_without_name(&self) -> bool {
+        let state = self.state();
+        state.write_handles > 0 && (state.is_removed || state.is_being_changed())
     }
 
     /// Whether the file is being written here and the cluster does not list it yet.
@@ -352,6 +400,15 @@ impl<B: Backend> OpenInode<B> {
 }
 
 impl<W: super::backend::VersionWriter> State<W> {
+    /// Records whether anything is unpublished: also what is only about to be.
+    fn tell_successor(&mut self, ino: InodeId) {
+        let is_unpublished = self.changing > 0 || self.is_being_changed();
+        if let Some(recorded) = self.recorded.as_ref().filter(|_| self.is_recorded_unpublished != is_unpublished) {
+            recorded.set(Legacy::Changes { ino, is_unpublished });
+            self.is_recorded_unpublished = is_unpublished;
+        }
+    }
+
     fn is_being_changed(&self) -> bool {
         self.writer.as_ref().is_some_and(|writer| writer.is_dirty())
     }
@@ -386,11 +443,12 @@ pub(crate) async fn open_published<B: Backend>(backend: &B, ino: InodeId) -> Res
 /// All inodes with open handles.
 pub(crate) struct OpenInodes<B: Backend> {
     table: Mutex<HashMap<InodeId, Arc<OpenInode<B>>>>,
+    legacies: Legacies,
 }
 
 impl<B: Backend> OpenInodes<B> {
-    pub(crate) fn new() -> Self {
-        Self { table: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(legacies: Legacies) -> Self {
+        Self { table: Mutex::new(HashMap::new()), legacies }
     }
 
     /// The inode, if it has handles.
@@ -402,7 +460,7 @@ impl<B: Backend> OpenInodes<B> {
     /// [`OpenInodes::sweep`].
     pub(crate) fn acquire(&self, ino: InodeId, role: Role) -> Arc<OpenInode<B>> {
         let mut table = lock(&self.table);
-        let inode = table.entry(ino).or_insert_with(|| Arc::new(OpenInode::new(ino)));
+        let inode = table.entry(ino).or_insert_with(|| Arc::new(OpenInode::new(ino, self.legacies.clone())));
         {
             let mut state = inode.state();
             match role {

@@ -25,6 +25,8 @@ const END: u64 = i64::MAX as u64;
 pub(crate) struct LockOwners {
     by_handle: HashMap<u64, HashSet<(InodeId, Class, u64)>>,
     records: HashSet<(InodeId, u64)>,
+    /// Taken through handles of a process before this one: the kernel says whose they are when the last of them is closed.
+    inherited: HashSet<(InodeId, u64)>,
 }
 
 /// All that an owner may have of a class.
@@ -83,8 +85,22 @@ impl<B: Backend> Fs<B> {
         }
     }
 
-    /// A handle goes, and what was locked through it.
-    pub(crate) async fn unlock_handle(&self, handle: u64) {
+    /// Takes over locks that the process before this one held.
+    pub(crate) fn inherit_locks(&self, held: &[(InodeId, Class, u64)]) {
+        let mut owners = lock(&self.lock_owners);
+        for &(ino, class, owner) in held {
+            match class {
+                Class::Record => owners.records.insert((ino, owner)),
+                Class::Whole => owners.inherited.insert((ino, owner)),
+            };
+        }
+    }
+
+    /// A handle of `ino` goes, and what was locked through it; `owner` is the kernel's number for what flock(2) locked.
+    pub(crate) async fn unlock_handle(&self, handle: u64, ino: InodeId, owner: Option<u64>) {
+        if let Some(owner) = owner.filter(|owner| lock(&self.lock_owners).inherited.remove(&(ino, *owner))) {
+            self.unlock(ino, everything(Class::Whole, owner)).await;
+        }
         let owned = lock(&self.lock_owners).by_handle.remove(&handle).unwrap_or_default();
         for (ino, class, owner) in owned {
             match class {

@@ -46,7 +46,7 @@ impl Allocate {
 impl<B: Backend> Fs<B> {
     /// Copies a range from one open file to another; how many bytes, which may be fewer than `len`, 0 only at the end.
     pub(crate) async fn copy_range(&self, from: (u64, u64), to: (u64, u64), len: u64) -> Result<u64, Error> {
-        let (source, target) = (self.handles.get(from.0)?, self.handles.get(to.0)?);
+        let (source, target) = (self.file(from.0)?, self.file(to.0)?);
         let Handle::Write { inode, .. } = &*target else {
             return Err(Error::refused(libc::EBADF, "the target of a copy was opened for reading"));
         };
@@ -63,7 +63,7 @@ impl<B: Backend> Fs<B> {
         if from.1 % chunk != to.1 % chunk {
             return Err(Error::refused(libc::EOPNOTSUPP, "the ranges lie differently within their chunks"));
         }
-        inode.touch();
+        let _changing = inode.change();
         let shared = writer.share_from(&reader, from.1, to.1, len).await?;
         if shared > 0 {
             return Ok(shared);
@@ -80,17 +80,19 @@ impl<B: Backend> Fs<B> {
     /// The published version that a handle reads, unless it reads what is not published.
     async fn lender(&self, source: &Handle<B>) -> Result<Option<Arc<B::Reader>>, Error> {
         match source {
-            Handle::Read { version, .. } if let Some(version) = version.get() => Ok(Some(version.reader())),
-            Handle::Read { inode, .. } | Handle::Write { inode, .. } => match inode.slot().await.as_ref() {
-                Some(_) => Ok(None),
-                None => inode.published(&self.backend).await,
-            },
+            Handle::Read { .. } if let Some(version) = self.version(source).await? => Ok(Some(version.reader())),
+            Handle::Read { inode, .. } | Handle::Write { inode, .. } | Handle::Lost { inode, .. } => {
+                match inode.slot().await.as_ref() {
+                    Some(_) => Ok(None),
+                    None => inode.published(&self.backend).await,
+                }
+            }
         }
     }
 
     /// fallocate(2).
     pub(crate) async fn allocate(&self, handle: u64, offset: u64, len: u64, what: Allocate) -> Result<(), Error> {
-        let handle = self.handles.get(handle)?;
+        let handle = self.file(handle)?;
         let Handle::Write { inode, .. } = &*handle else {
             return Err(Error::refused(libc::EBADF, "the handle was opened for reading"));
         };
@@ -100,7 +102,7 @@ impl<B: Backend> Fs<B> {
         let end = offset.checked_add(len).ok_or_else(|| Error::refused(libc::EFBIG, "no file can be that long"))?;
         let slot = inode.writer(&self.backend).await?;
         let writer = slot.as_ref().expect("OpenInode::writer leaves one in the slot");
-        inode.touch();
+        let _changing = inode.change();
         if matches!(what, Allocate::Punch | Allocate::Zero) {
             writer.zero_range(offset, len).await?;
         }
@@ -112,16 +114,20 @@ impl<B: Backend> Fs<B> {
 
     /// lseek(2) for data and holes; ENXIO where nothing of the kind follows.
     pub(crate) async fn seek(&self, handle: u64, offset: u64, what: Seek) -> Result<u64, Error> {
-        let handle = self.handles.get(handle)?;
+        let handle = self.file(handle)?;
         let found = match &*handle {
-            Handle::Read { version, .. } if let Some(version) = version.get() => version.reader().seek(offset, what),
-            Handle::Read { inode, .. } | Handle::Write { inode, .. } => match inode.slot().await.as_ref() {
-                Some(writer) => writer.seek(offset, what).await?,
-                None => match inode.published(&self.backend).await? {
-                    Some(reader) => reader.seek(offset, what),
-                    None => None,
-                },
-            },
+            Handle::Read { .. } if let Some(version) = self.version(&handle).await? => {
+                version.reader().seek(offset, what)
+            }
+            Handle::Read { inode, .. } | Handle::Write { inode, .. } | Handle::Lost { inode, .. } => {
+                match inode.slot().await.as_ref() {
+                    Some(writer) => writer.seek(offset, what).await?,
+                    None => match inode.published(&self.backend).await? {
+                        Some(reader) => reader.seek(offset, what),
+                        None => None,
+                    },
+                }
+            }
         };
         found.ok_or_else(|| Error::refused(libc::ENXIO, "nothing of the kind follows"))
     }

@@ -26,7 +26,7 @@ impl Mount {
 
     fn of(cluster: &FakeCluster) -> Self {
         let options = Options { root: InodeId::ROOT, write_once: false, cache_ttl: Duration::from_secs(1) };
-        Self { cluster: cluster.clone(), fs: Fs::new(cluster.clone(), options) }
+        Self { cluster: cluster.clone(), fs: Fs::new(cluster.clone(), options, Legacies::default()) }
     }
 
     async fn create(&self, name: &str) -> (InodeId, u64) {
@@ -453,7 +453,7 @@ async fn list(mount: &Mount, stream: u64, from: u64, limit: usize) -> (Vec<Strin
         next = entry.next;
         false
     };
-    mount.fs.readdir(stream, from, false, sink).await.expect("readdir");
+    mount.fs.readdir((InodeId::ROOT, stream), from, false, sink).await.expect("readdir");
     (names, next)
 }
 
@@ -523,7 +523,7 @@ async fn files_being_written_are_listed_with_their_size() {
         sizes.push((String::from_utf8_lossy(entry.name).into_owned(), found.attr.size));
         false
     };
-    mount.fs.readdir(stream, 2, true, sink).await.expect("readdirplus");
+    mount.fs.readdir((InodeId::ROOT, stream), 2, true, sink).await.expect("readdirplus");
     assert_eq!(sizes, [("a".into(), 0), ("m".into(), 5), ("z".into(), 0)]);
     mount.close(handle).await;
     let (names, _) = list(&mount, stream, 0, usize::MAX).await;

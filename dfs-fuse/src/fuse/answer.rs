@@ -21,19 +21,24 @@ use tokio::{
 
 use super::{
     convert,
-    flights::{Asked, Flights, watch},
+    flights::{Asked, Flights, WAIT_FOR_LOCK, watch},
+    gate::Gate,
 };
 use crate::fs::{Found, Fs, error::Error, inode::lock};
 
-/// The adapter between FUSE and the file system.
+/// The adapter between FUSE and the file system; clones share everything.
+#[derive(Clone)]
 pub(crate) struct Adapter {
     pub(super) fs: Arc<Fs<Dfs>>,
     runtime: Handle,
     deadline: Duration,
     pub(super) counters: Arc<Counters>,
     flights: Arc<Flights>,
+    gate: Arc<Gate>,
     /// Whether the kernel keeps locks itself.
     pub(super) has_local_locks: bool,
+    /// Whether what the kernel asks again was surely not begun by the process before.
+    pub(super) may_repeat: bool,
 }
 
 /// What happened since the mount began.
@@ -87,9 +92,12 @@ pub(super) fn reply_entry(fs: &Fs<Dfs>, found: &Found, reply: ReplyEntry) {
 }
 
 /// Whether an operation failed that may yet have its effect.
-fn is_uncertain<T>(outcome: &Result<T, Error>) -> bool {
+pub(super) fn is_uncertain<T>(outcome: &Result<T, Error>) -> bool {
     outcome.as_ref().is_err_and(|error| error.errno() == libc::EIO)
 }
+
+/// Why the kernel's second question for the same thing may not be answered by doing it.
+const TWICE: &str = "the process that was asked before has died: whether it was done is not known";
 
 /// What is given back when nothing has to be.
 async fn forget<T>(_: T) {}
@@ -99,12 +107,23 @@ impl Adapter {
     pub(crate) fn new(fs: Arc<Fs<Dfs>>, runtime: Handle, deadline: Duration, counters: Arc<Counters>) -> Self {
         let flights = Arc::default();
         runtime.spawn(watch(Arc::downgrade(&flights)));
-        Self { fs, runtime, deadline, counters, flights, has_local_locks: false }
+        let gate = Arc::default();
+        Self { fs, runtime, deadline, counters, flights, gate, has_local_locks: false, may_repeat: false }
+    }
+
+    /// The process before ended in good order, so that all that it was asked and did not answer can be done.
+    pub(crate) fn repeat_everything(&mut self) {
+        self.may_repeat = true;
     }
 
     /// Lets the kernel keep locks itself, or not.
     pub(crate) fn set_local_locks(&mut self, are_local: bool) {
         self.has_local_locks = are_local;
+    }
+
+    /// What every operation passes.
+    pub(crate) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
     }
 
     /// The operations that wait.
@@ -135,6 +154,7 @@ impl Adapter {
         asked: Asked,
         work: impl Future<Output = Option<Result<T, Error>>>,
     ) -> Option<Result<T, Errno>> {
+        let _inside = self.gate.try_enter()?;
         let _runtime = self.runtime.enter();
         let work = std::pin::pin!(work);
         let polled = catch_unwind(AssertUnwindSafe(|| work.poll(&mut Context::from_waker(Waker::noop()))));
@@ -192,7 +212,15 @@ impl Adapter {
         let patience = asked.patience(self.deadline);
         let (counters, flights, fs) = (Arc::clone(&self.counters), Arc::clone(&self.flights), Arc::clone(&self.fs));
         counters.requests.fetch_add(1, Ordering::Relaxed);
+        let gate = Arc::clone(&self.gate);
+        let is_uncertain_already = asked.is_resent && !asked.can_be_repeated() && !self.may_repeat;
         async move {
+            // Who waits for a lock may do so for ever, and goes on waiting in the next process.
+            let _inside = if asked.operation == WAIT_FOR_LOCK { None } else { Some(gate.enter().await) };
+            if is_uncertain_already {
+                fs.doubt();
+                return reply(Err(counters.errno(asked, &Error::refused(libc::EIO, TWICE))));
+            }
             let mut work = std::pin::pin!(work);
             // Most have their outcome without waiting, and need no place among those that wait.
             let outcome = match poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {

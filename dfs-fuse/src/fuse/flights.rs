@@ -32,6 +32,8 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// The one operation that has no deadline, and that any signal ends.
 pub(super) const WAIT_FOR_LOCK: &str = "setlkw";
+/// A write to the end, wherever that is.
+pub(super) const APPEND: &str = "append";
 /// Longer than any machine runs.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -42,11 +44,16 @@ pub(crate) struct Asked {
     pub(super) ino: INodeNo,
     /// The thread that waits; 0 if it cannot be known.
     pub(super) pid: u32,
+    /// Whether a process before this one was asked for it as well.
+    pub(super) is_resent: bool,
 }
+
+/// `FUSE_UNIQUE_RESEND` of include/uapi/linux/fuse.h.
+const RESENT: u64 = 1 << 63;
 
 impl Asked {
     pub(super) fn new(operation: &'static str, ino: INodeNo, req: &Request) -> Self {
-        Self { operation, ino, pid: req.pid() }
+        Self { operation, ino, pid: req.pid(), is_resent: req.unique().0 & RESENT != 0 }
     }
 
     /// Whether its work goes on when nobody waits for it any more. That of a listing holds the reply, and changes nothing.
@@ -62,10 +69,28 @@ impl Asked {
         )
     }
 
+    /// Whether it may be done twice as well as once.
+    pub(super) fn can_be_repeated(&self) -> bool {
+        !matches!(
+            self.operation,
+            "mknod"
+                | "mkdir"
+                | "unlink"
+                | "rmdir"
+                | "symlink"
+                | "rename"
+                | "link"
+                | "create"
+                | "setxattr"
+                | "removexattr"
+                | APPEND
+        )
+    }
+
     /// How long it may take, given the deadline of one call to the cluster.
     pub(super) fn patience(&self, deadline: Duration) -> Duration {
         match self.operation {
-            "read" | "write" | "flush" | "fsync" | "release" | "setattr" | "fallocate" | "copy_file_range"
+            "read" | "write" | APPEND | "flush" | "fsync" | "release" | "setattr" | "fallocate" | "copy_file_range"
             | "getxattr" | "lseek" => deadline * BYTES_PATIENCE,
             WAIT_FOR_LOCK => FOR_EVER,
             _ => deadline + GRACE,

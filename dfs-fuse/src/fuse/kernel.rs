@@ -35,8 +35,8 @@ impl Kernel {
     }
 }
 
-/// A message of the head alone: `struct fuse_out_header` with the code in the place of the error.
-fn head_only(code: i32) -> [u8; 16] {
+/// A message to the kernel of its head alone: `struct fuse_out_header` with the code in the place of the error.
+pub(crate) fn notification(code: i32) -> [u8; 16] {
     let mut message = [0; 16];
     message[..4].copy_from_slice(&16_u32.to_ne_bytes());
     message[4..8].copy_from_slice(&code.to_ne_bytes());
@@ -64,7 +64,7 @@ impl coherence::Kernel for Kernel {
     }
 
     fn forget_all_entries(&self) -> bool {
-        let told = (&self.device).write(&head_only(NOTIFY_INC_EPOCH));
+        let told = (&self.device).write(&notification(NOTIFY_INC_EPOCH));
         told.inspect_err(|error| tracing::debug!(%error, "the kernel cannot forget all names at once")).is_ok()
     }
 }

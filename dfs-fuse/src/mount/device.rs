@@ -39,13 +39,12 @@ pub(crate) fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-fn open() -> io::Result<File> {
+/// The device, not mounted yet.
+///
+/// # Errors
+/// It is missing or closed to this user.
+pub(super) fn open() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(DEVICE)
-}
-
-/// Whether this process may open the device itself.
-pub(crate) fn can_open() -> bool {
-    open().is_ok()
 }
 
 /// Mounts and gives the connection to the kernel: by mount(2) where that is allowed, else by fusermount3.

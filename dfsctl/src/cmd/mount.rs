@@ -1,11 +1,11 @@
-//! Mounts of this machine: `mount list`, `mount status`, `mount abort`.
+//! Mounts of this machine: `mount list`, `mount status`, `mount abort`, `mount upgrade`.
 //!
 //! No cluster is asked: the kernel lists the mounts, and each of them tells about itself over its socket, also while the
 //! cluster is away. A mount whose process does not answer is told as such.
 //!
 //! JSON: `list` and `status` print an array of `{path, source, device, state, pid?, report?}`; `state` is `serving`,
 //! `cluster-away`, `not-responding`, `dead` or `unknown`, and `report` is [`dfs_client::mounts::Report`]. `abort` prints
-//! `{path, operations, detached}`.
+//! `{path, operations, detached}`, `upgrade` prints `{path, before: {pid, version}, now: {pid, version}}`.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use dfs_client::mounts::{self, ASK_ABORT, ASK_STATUS, Aborted, Cache, Mounted, Report};
+use dfs_client::mounts::{self, ASK_ABORT, ASK_STATUS, ASK_UPGRADE, Aborted, Cache, Mounted, Report, Upgraded};
 use dfs_common::units::Span;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -33,6 +33,11 @@ use crate::{
 
 /// How long a mount may take to answer; it gives the cluster one second itself.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+/// How long a mount may take to be left by its process, and the next one to answer: everything that is written and not closed
+/// is stored before.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(60);
+/// Pause between two looks at a mount that another process takes over.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Operations of one mount that `status` prints.
 const SHOWN_MAX: usize = 20;
 
@@ -42,7 +47,10 @@ const SHOWN_MAX: usize = 20;
 Mounts of this machine. No cluster is asked, so this answers while it is away.
 
 Only who mounted, and root, may ask a mount. `abort` gives EIO to every program that waits for one; the mount stays, and
-works again when the cluster does. With --detach it is taken out of the tree as well, for when nothing else helps.")]
+works again when the cluster does. With --detach it is taken out of the tree as well, for when nothing else helps.
+
+`upgrade` has the program that is installed now take the mount over from the one that runs: nothing is unmounted, open files
+and locks stay.")]
 pub struct Mount {
     /// What to do.
     #[command(subcommand)]
@@ -61,6 +69,8 @@ pub enum MountVerb {
     Status(StatusArgs),
     /// Give EIO to all programs that wait for a mount
     Abort(Abort),
+    /// Have the installed version of mount.dfs take a mount over, with all open files
+    Upgrade(Upgrade),
 }
 
 /// `dfsctl mount status`.
@@ -69,6 +79,14 @@ pub struct StatusArgs {
     /// Mount point [default: all]
     #[arg(value_name = "PATH")]
     pub path: Option<PathBuf>,
+}
+
+/// `dfsctl mount upgrade`.
+#[derive(Args, Debug)]
+pub struct Upgrade {
+    /// Mount point
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
 }
 
 /// `dfsctl mount abort`.
@@ -90,6 +108,7 @@ pub(super) fn run(context: &Context, args: &Mount) -> Result<(), Failure> {
         MountVerb::List => list(context, &dirs),
         MountVerb::Status(args) => status(context, &dirs, args),
         MountVerb::Abort(args) => abort(context, &dirs, args),
+        MountVerb::Upgrade(args) => upgrade(context, &dirs, args),
     }
 }
 
@@ -176,7 +195,8 @@ async fn ask<T: DeserializeOwned>(dirs: &[PathBuf], mounted: &Mounted, question:
             stream.read_to_string(&mut text).await?;
             serde_json::from_str(&text).map_err(io::Error::from)
         };
-        return match timeout(ANSWER_LIMIT, exchange).await {
+        let limit = if question == ASK_UPGRADE { UPGRADE_LIMIT } else { ANSWER_LIMIT };
+        return match timeout(limit, exchange).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(State::Unknown(format!("{} answers nonsense: {error}", path.display()))),
             Err(_) => Err(State::Silent(pid)),
@@ -268,7 +288,8 @@ fn lines(mounted: &Mounted, state: &State) -> Vec<String> {
     let mut lines = vec![format!("{}  {}  {}", mounted.path.display(), mounted.source, state.word())];
     let State::Answered(report) = state else { return lines };
     let span = |seconds: u64| Span(Duration::from_secs(seconds)).to_string();
-    lines.push(format!("  process    {} (version {}), mounted for {}", report.pid, report.version, span(report.age_s)));
+    lines.push(format!("  process    {} (version {}), for {}", report.pid, report.version, span(report.age_s)));
+    lines.push(format!("  supervisor {}", supervisor_words(report)));
     if let Some(why) = &report.unreachable {
         lines.push(format!("  cluster    away: {why}"));
     } else {
@@ -297,6 +318,14 @@ fn lines(mounted: &Mounted, state: &State) -> Vec<String> {
         lines.push(format!("    {age} {} of inode {} for process {}", operation.name, operation.ino, operation.pid));
     }
     lines
+}
+
+fn supervisor_words(report: &Report) -> String {
+    match (report.is_supervised, report.predecessors) {
+        (false, _) => "none: should the process die, the mount does".to_owned(),
+        (true, 0) => "another process takes over should this one die".to_owned(),
+        (true, count) => format!("this process took over from the one before ({} so far)", counted(count, "takeover")),
+    }
 }
 
 fn cache_words(cache: Cache) -> String {
@@ -329,6 +358,49 @@ fn abort(context: &Context, dirs: &[PathBuf], args: &Abort) -> Result<(), Failur
     }
     let detached = if args.detach { ", and the mount is detached" } else { "" };
     context.out.line(format!("{} ended with EIO{detached}", counted(operations, "operation")))
+}
+
+fn upgrade(context: &Context, dirs: &[PathBuf], args: &Upgrade) -> Result<(), Failure> {
+    let mounted = find(Some(&args.path))?.pop().expect("find refuses when there is none");
+    let told = |state: &State| {
+        let failure = Failure::local(format!("{} is {}", mounted.path.display(), state.word()));
+        failure.hint(state.advice(&mounted.path).unwrap_or_default())
+    };
+    let (before, now) = context.block_on(async {
+        let before = ask::<Report>(dirs, &mounted, ASK_STATUS).await.map_err(|state| told(&state))?;
+        let answer = ask::<Upgraded>(dirs, &mounted, ASK_UPGRADE).await.map_err(|state| told(&state))?;
+        if let Some(why) = answer.refused {
+            let failure =
+                Failure::local(format!("{} stays with process {}: {why}", mounted.path.display(), before.pid));
+            return Err(failure.hint("nothing was changed; try again, or unmount and mount again"));
+        }
+        let next = async {
+            loop {
+                match ask::<Report>(dirs, &mounted, ASK_STATUS).await {
+                    Ok(now) if now.pid != before.pid => return now,
+                    Ok(_) | Err(_) => tokio::time::sleep(LOOK_PAUSE).await,
+                }
+            }
+        };
+        let now = timeout(UPGRADE_LIMIT, next).await.map_err(|_| {
+            let failure = Failure::local(format!("no process has taken {} over yet", mounted.path.display()));
+            failure.hint("the log of the mount says why (-o log_file=FILE); `dfsctl mount status` shows how it is")
+        })?;
+        Ok((before, now))
+    })?;
+    if context.out.json {
+        let process = |report: &Report| json!({ "pid": report.pid, "version": report.version });
+        let path = mounted.path.to_string_lossy();
+        return context.out.value(&json!({ "path": path, "before": process(&before), "now": process(&now) }));
+    }
+    context.out.line(format!(
+        "process {} (version {}) has left {} to process {} (version {})",
+        before.pid,
+        before.version,
+        mounted.path.display(),
+        now.pid,
+        now.version
+    ))
 }
 
 /// Unmounts lazily, which does not ask the process of the mount.

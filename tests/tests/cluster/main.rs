@@ -35,6 +35,7 @@ mod rescue;
 mod restart;
 mod resume;
 mod scrub;
+mod takeover;
 mod tools;
 mod trash;
 mod two_mounts;

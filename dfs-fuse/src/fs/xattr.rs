@@ -22,7 +22,8 @@ const VALUE_MAX: usize = 64 << 10;
 const HASH_STEP: usize = 1 << 20;
 
 /// Asked for by the kernel on its own account, before writes and at exec; a round trip to the cluster each time would cost
-/// more than the write. dfs keeps none of them, so the answer is known here.
+/// more than the write. dfs keeps none of them, so the answer is known here: not that a file lacks them but that no file has
+/// them, after which `ls -l`, too, does not ask for each file (three times as fast on a tree that was seen before).
 const KERNEL_NAMES: [&[u8]; 6] = [
     b"security.capability",
     b"security.selinux",
@@ -62,9 +63,7 @@ impl<B: Backend> Fs<B> {
         match name {
             b"user.dfs.sha256" => self.sha256(ino).await,
             b"user.dfs.replicas" => self.replicas(ino).await,
-            _ if KERNEL_NAMES.contains(&name) || name.starts_with(VIRTUAL_PREFIX) => {
-                Err(Error::refused(libc::ENODATA, "no such attribute"))
-            }
+            _ if name.starts_with(VIRTUAL_PREFIX) => Err(Error::refused(libc::ENODATA, "no such attribute")),
             _ if is_kept(name) => Ok(self.backend.getxattr(ino, name).await?),
             _ => Err(Error::refused(libc::EOPNOTSUPP, "dfs does not keep this attribute")),
         }

@@ -78,6 +78,10 @@ fn a_tree_that_was_seen_is_shown_again_without_a_question() -> Result<()> {
         // Six directories are opened and closed; 106 things are looked at.
         shown == first && asked.is_ok_and(|asked| asked < 40)
     })?;
+    // Nor does `ls -l` ask for the attributes of security modules of each file.
+    let path = other.path().to_str().context("text")?;
+    let asked = requests(&other, || files::run("ls", &["-lR", path]).map(drop))?;
+    ensure!(asked < 40, "{asked} questions");
     cluster.finish([one, other])
 }
 

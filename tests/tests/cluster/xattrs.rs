@@ -127,6 +127,7 @@ fn trusted_and_security_attributes() -> Result<()> {
     ensure!(seen == ["security.a", "user.a"], "{seen:?}");
     // What the kernel asks for on its own is not kept.
     ensure!(files::errno(set(&path, "security.selinux", b"x", 0)) == libc::EOPNOTSUPP);
+    ensure!(files::errno(get(&path, "security.selinux")) == libc::EOPNOTSUPP);
     remove(&path, "trusted.a")?;
     ensure!(files::errno(get(&path, "trusted.a")) == libc::ENODATA);
     // The limits of the kernel.

@@ -2,10 +2,10 @@
 # Everything that a change must pass; CI runs just this. Each step is announced and timed, what it needs is installed.
 # A step that this machine cannot run (no FUSE, no Docker engine) fails with CI=true and is left out aloud otherwise.
 #
-#   scripts/test.sh [STEP...]     all steps, or only those named: fmt clippy deny doc build test sim posix quickstart containers bench
+#   scripts/test.sh [STEP...]     all steps, or only those named: fmt clippy deny doc build test sim posix analytics quickstart containers bench
 . "$(dirname "$0")/lib.sh"
 
-steps=(fmt clippy deny doc build test sim posix quickstart containers bench)
+steps=(fmt clippy deny doc build test sim posix analytics quickstart containers bench)
 
 step_fmt() { cargo fmt --all --check; }
 
@@ -51,6 +51,11 @@ step_posix() {
     [ "$(id -u)" = 0 ] || missing "pjdfstest needs root, who may change users" || return 0
     scripts/pjdfstest.sh
     scripts/fsx.sh 1500 1 2 3 4
+}
+
+step_analytics() {
+    can_mount || return 0
+    scripts/analytics.sh
 }
 
 step_sim() { scripts/sim.sh 500; }

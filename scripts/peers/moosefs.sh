@@ -8,6 +8,7 @@
 # 127.0.0.0/8, so they live in a network namespace that has a loopback device with other addresses and no way out.
 #
 #   PEER_SERVERS=N   chunk servers, three if nothing is said
+#   PEER_SYNC=no     as Debian sets it up: neither of the two syncs
 #   PEER_FAST=1      repair as fast as it can: no delay after the start, many copies at once, a server that hangs is given up
 #                    after two seconds
 . "$(dirname "$0")/../lib.sh"
@@ -17,6 +18,7 @@ dir=$(realpath -m "${2:?a directory}")
 space=dfs-bench-moosefs
 master=10.201.0.1
 servers=${PEER_SERVERS:-3}
+sync=${PEER_SYNC:-yes}
 
 [ "$(id -u)" = 0 ] || die "network namespaces and mounts of a peer need root"
 
@@ -46,7 +48,7 @@ write_config() {
     : >"$dir/etc/topology"
     printf '%s\n' "DATA_PATH = $dir/master" "EXPORTS_FILENAME = $dir/etc/exports" "TOPOLOGY_FILENAME = $dir/etc/topology" \
         "MATOML_LISTEN_HOST = $master" "MATOCS_LISTEN_HOST = $master" "MATOCL_LISTEN_HOST = $master" \
-        "CHANGELOG_SAVE_MODE = 2" >"$dir/etc/master.cfg"
+        "CHANGELOG_SAVE_MODE = $([ "$sync" = no ] && echo 0 || echo 2)" >"$dir/etc/master.cfg"
     [ -z "${PEER_FAST:-}" ] || printf '%s\n' "REPLICATIONS_DELAY_INIT = 0" "CHUNKS_LOOP_MIN_TIME = 1" \
         "CHUNKS_LOOP_MAX_CPS = 10000000" "CHUNKS_WRITE_REP_LIMIT = 20,20,20,20" "CHUNKS_READ_REP_LIMIT = 20,20,20,20" \
         "MATOCS_TIMEOUT = 2" >>"$dir/etc/master.cfg"
@@ -55,7 +57,7 @@ write_config() {
         mkdir -p "$dir/server$i"/{var,chunks}
         printf '%s\n' "$dir/server$i/chunks" >"$dir/etc/disks$i"
         printf '%s\n' "DATA_PATH = $dir/server$i/var" "HDD_CONF_FILENAME = $dir/etc/disks$i" "BIND_HOST = $host" \
-            "CSSERV_LISTEN_HOST = $host" "MASTER_HOST = $master" "HDD_FSYNC_BEFORE_CLOSE = 1" >"$dir/etc/server$i.cfg"
+            "CSSERV_LISTEN_HOST = $host" "MASTER_HOST = $master" "HDD_FSYNC_BEFORE_CLOSE = $([ "$sync" = no ] && echo 0 || echo 1)" >"$dir/etc/server$i.cfg"
     done
     chown -R mfs:mfs "$dir"/{etc,master,server*}
     # The servers run as the user mfs, who must get here.

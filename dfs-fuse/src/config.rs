@@ -26,6 +26,9 @@ pub(crate) struct Args {
     /// Stay in the foreground
     #[arg(short, long, env = "DFS_FOREGROUND")]
     pub(crate) foreground: bool,
+    /// Have a supervisor in the foreground as well, which starts another process when the one that serves dies
+    #[arg(long, env = "DFS_SUPERVISE")]
+    pub(crate) supervise: bool,
     /// Log every refused operation, too
     #[arg(short, long)]
     pub(crate) verbose: bool,

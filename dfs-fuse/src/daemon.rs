@@ -85,7 +85,6 @@ impl Report {
 /// The operating system refuses.
 pub(crate) fn start(args: &Args, mountpoint: &Path) -> io::Result<Result<(), String>> {
     let mut command = command(Path::new(SELF), "dfs-supervisor", "supervisor", mountpoint, &arguments(args)?);
-    // The supervisor leads a session of its own, so that nothing typed at this terminal reaches it.
     command.stdout(Stdio::piped());
     let mut child = command.spawn()?;
     let word = child.stdout.take().map_or_else(|| Err("it has no output".to_owned()), wait);

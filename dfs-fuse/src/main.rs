@@ -28,7 +28,7 @@ use dfs_common::{config::ParseError, crash};
 use tracing_subscriber::EnvFilter;
 
 use config::{Args, LogFormat, Mistake};
-use daemon::Role;
+use daemon::{Report, Role};
 use mount::channel::{Channel, Word};
 
 const USAGE: u8 = 1;
@@ -52,8 +52,10 @@ fn main() -> ExitCode {
     match start(&args, armed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // In the background nobody reads it: the log has it.
-            eprintln!("mount.dfs: {error:#}");
+            // A server has told its supervisor, which says it here.
+            if !matches!(Role::of_process(), Role::Server(_)) {
+                eprintln!("mount.dfs: {error:#}");
+            }
             ExitCode::from(FAILED)
         }
     }
@@ -79,11 +81,14 @@ fn start(args: &Args, armed: Option<crash::Armed>) -> anyhow::Result<()> {
         Role::Starter => mount::check_mountpoint(&args.mountpoint())?,
         Role::Supervisor(mountpoint) => {
             start_log(args, false)?;
-            return mount::supervise(args, &mountpoint);
+            daemon::leave_session().context("cannot go to the background")?;
+            return mount::supervise(args, &mountpoint, Some(Report::of_process()));
         }
         Role::Server(mountpoint) => {
-            start_log(args, false)?;
-            daemon::leave_session().context("cannot leave the directory where it was started")?;
+            start_log(args, args.foreground)?;
+            if !args.foreground {
+                daemon::leave_session().context("cannot leave the directory where it was started")?;
+            }
             return serve_supervised(args, &mountpoint);
         }
     };
@@ -95,7 +100,10 @@ fn start(args: &Args, armed: Option<crash::Armed>) -> anyhow::Result<()> {
         if let Some(armed) = armed {
             tracing::warn!("{armed}");
         }
-        return serve(args, &mountpoint, None);
+        return match args.supervise {
+            true => mount::supervise(args, &mountpoint, None),
+            false => serve(args, &mountpoint, None),
+        };
     }
     // Opened here as well, so that a bad path is told on the terminal.
     start_log(args, false)?;

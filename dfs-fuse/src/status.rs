@@ -136,7 +136,7 @@ fn upgrade(mut caller: &UnixStream, runtime: &Handle, facts: &Facts) -> io::Resu
 /// Brings everything to an end that could be lost with this process, and tells the supervisor.
 async fn leave(facts: &Facts) -> anyhow::Result<()> {
     let supervisor = facts.supervisor.as_deref().context(
-        "no supervisor starts another process: the mount is in the foreground (-f), or Linux is older than 6.9",
+        "no supervisor starts another process: the mount is in the foreground without --supervise, or Linux is older than 6.9",
     )?;
     let program = std::env::current_exe().context("cannot tell where the program is")?;
     let program = installed_now(&program);

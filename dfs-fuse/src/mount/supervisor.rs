@@ -22,7 +22,7 @@ use std::{
     ffi::OsString,
     io,
     path::{Path, PathBuf},
-    process::{Child, ExitStatus},
+    process::{Child, ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -72,18 +72,18 @@ struct Supervisor {
     last_program: Option<PathBuf>,
     handover: Option<Handover>,
     report: Option<Report>,
+    in_foreground: bool,
     is_told_to_stop: bool,
 }
 
-/// Runs until the mount is over.
+/// Runs until the mount is over. Tells whoever started it by `report`, in the background.
 ///
 /// # Errors
 /// There never was a mount, which is reported as well, or its servers died again and again.
-pub(crate) fn run(args: &Args, mountpoint: &Path) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args, mountpoint: &Path, report: Option<Report>) -> anyhow::Result<()> {
     // SAFETY: the pointer is to a NUL-terminated string; the kernel copies it.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"dfs-supervisor".as_ptr()) };
     let arguments = daemon::arguments(args).context("cannot tell the serving process its arguments")?;
-    daemon::leave_session().context("cannot go to the background")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     let mut supervisor = Supervisor {
@@ -92,7 +92,8 @@ pub(crate) fn run(args: &Args, mountpoint: &Path) -> anyhow::Result<()> {
         program: None,
         last_program: None,
         handover: None,
-        report: Some(Report::of_process()),
+        report,
+        in_foreground: args.foreground,
         is_told_to_stop: false,
     };
     let outcome = runtime.block_on(supervisor.supervise());
@@ -148,6 +149,10 @@ impl Supervisor {
     fn start(&self) -> anyhow::Result<(Child, Channel)> {
         let (ours, theirs) = Channel::pair().context("cannot make sockets")?;
         let mut command = daemon::server(self.program.as_deref(), &self.mountpoint, &self.arguments);
+        if self.in_foreground {
+            // Where the supervisor's own log goes.
+            command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        }
         let child = command.stdin(theirs.into_descriptor()).spawn().context("cannot start the serving process")?;
         match &self.handover {
             None => ours.send(&Order::Mount, &[]),
@@ -205,7 +210,8 @@ impl Supervisor {
                         report.ready().context("cannot leave the terminal")?;
                     }
                 }
-                Some((Word::Failed(text), _)) if self.report.is_some() => bail!(text),
+                // Of a mount that never was. In the foreground the process has told it itself.
+                Some((Word::Failed(text), _)) if self.handover.is_none() => bail!(text),
                 Some((Word::Failed(text), _)) => tracing::error!("the process that was to serve the mount: {text}"),
                 Some((Word::Ended, _)) => is_over = true,
                 Some((Word::Next(program), _)) => {

@@ -47,6 +47,10 @@ impl Target {
         self.plan.identity(self.name, &self.home).find(&self.home.pid_file(self.name))
     }
 
+    fn all_running(&self) -> Vec<Running> {
+        self.plan.identity(self.name, &self.home).find_all(&self.home.pid_file(self.name))
+    }
+
     fn must_run(&self) -> Result<Running, Failure> {
         let hint = format!("`dfsctl dev start {} --dir {}` starts it", self.name, self.home.dir().display());
         self.running().ok_or_else(|| Failure::local(format!("{} is not running", self.name)).hint(hint))
@@ -126,8 +130,11 @@ pub(super) fn stop(context: &Context, one: &One) -> Result<(), Failure> {
 /// What the user is told.
 pub(super) fn kill(context: &Context, one: &One) -> Result<(), Failure> {
     let target = Target::new(context, one)?;
-    let running = target.must_run()?;
-    kill_running(target.name, &running)?;
+    target.must_run()?;
+    // Of a mount the supervisor first, which would start another process in place of the one that serves.
+    for running in target.all_running() {
+        kill_running(target.name, &running)?;
+    }
     drop(fs::remove_file(target.home.pid_file(target.name)));
     target.say(context, format!("{} was killed", target.name))
 }
@@ -136,7 +143,8 @@ pub(super) fn kill(context: &Context, one: &One) -> Result<(), Failure> {
 /// What the user is told.
 pub(super) fn pause(context: &Context, one: &One) -> Result<(), Failure> {
     let target = Target::new(context, one)?;
-    send(target.name, &target.must_run()?, Signal::Pause)?;
+    target.must_run()?;
+    target.all_running().iter().try_for_each(|running| send(target.name, running, Signal::Pause))?;
     target.say(context, format!("{} is paused", target.name))
 }
 
@@ -144,6 +152,7 @@ pub(super) fn pause(context: &Context, one: &One) -> Result<(), Failure> {
 /// What the user is told.
 pub(super) fn resume(context: &Context, one: &One) -> Result<(), Failure> {
     let target = Target::new(context, one)?;
-    send(target.name, &target.must_run()?, Signal::Resume)?;
+    target.must_run()?;
+    target.all_running().iter().try_for_each(|running| send(target.name, running, Signal::Resume))?;
     target.say(context, format!("{} goes on", target.name))
 }

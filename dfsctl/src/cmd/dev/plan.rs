@@ -336,7 +336,7 @@ impl Plan {
                 if !options.mount_options.is_empty() {
                     words.extend(["-o".into(), options.mount_options.join(",").into()]);
                 }
-                words.push("-f".into());
+                words.extend(["-f".into(), "--supervise".into()]);
             }
         }
         Program { executable, arguments: words }

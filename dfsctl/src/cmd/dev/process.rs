@@ -83,6 +83,16 @@ impl Identity {
         hinted.and_then(|pid| self.check(pid)).or_else(|| self.search())
     }
 
+    /// All processes that it is, the one of the file first: a mount is two, its supervisor and the one that serves.
+    pub(super) fn find_all(&self, pid_file: &Path) -> Vec<Running> {
+        let mut all: Vec<Running> = self.find(pid_file).into_iter().collect();
+        let known = all.first().map(|first| first.pid);
+        for pid in pids() {
+            all.extend(self.check(pid).filter(|found| Some(found.pid) != known));
+        }
+        all
+    }
+
     /// Looks through all processes.
     fn search(&self) -> Option<Running> {
         self.search_where(|_| true)
@@ -98,9 +108,7 @@ impl Identity {
     }
 
     fn search_where(&self, wanted: impl Fn(i32) -> bool) -> Option<Running> {
-        let entries = fs::read_dir("/proc").ok()?;
-        let mut pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.find_map(|pid| if wanted(pid) { self.check(pid) } else { None })
+        pids().find_map(|pid| if wanted(pid) { self.check(pid) } else { None })
     }
 
     fn check(&self, pid: i32) -> Option<Running> {
@@ -117,6 +125,11 @@ impl Identity {
         let paused = matches!(state(pid)?, 'T');
         Some(Running { pid, paused, pidfd })
     }
+}
+
+fn pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 impl Running {

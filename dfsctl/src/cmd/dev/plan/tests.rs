@@ -128,7 +128,7 @@ fn command_lines() {
     let storage = words(&plan.program(Name::Storage(3), &home, "/bin/x".into()));
     assert!(storage.contains("/storage-3/disk-1,/") && storage.contains("/storage-3/disk-2 --meta"), "{storage}");
     let line = |name| words(&plan.program(name, &home, "/bin/x".into()));
-    assert_eq!(line(Name::Mount), "127.0.0.1:11001,127.0.0.1:11002 /mnt/x -o ro,cache=1 -f");
+    assert_eq!(line(Name::Mount), "127.0.0.1:11001,127.0.0.1:11002 /mnt/x -o ro,cache=1 -f --supervise");
 }
 
 #[test]

@@ -24,7 +24,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -44,11 +44,15 @@ use crate::{
     daemon::{self, Report},
 };
 
-/// How often in a row a server may die before the mount answers again.
+/// How many servers in a row may die without having come to serve.
 const TRIES_MAX: u32 = 10;
-/// Pause after the second such death in a row; it doubles with each.
+/// A server that dies sooner after its start was perhaps ended by what the kernel asked it, and the next one is asked the same.
+const STEADY: Duration = Duration::from_secs(1);
+/// Hasty deaths in a row that are nothing to wait for.
+const HASTY_MAX: u32 = 2;
+/// Pause after the next one; it doubles with each.
 const PAUSE: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often the server is looked at. A killed process that waits in the kernel for a directory, to have a name forgotten there,
 /// stays until a program that works in that directory is answered, which nobody does before another process is started. Of all
 /// that can be waited for, nothing comes before the last of its threads has ended.
@@ -117,8 +121,9 @@ fn has_ended(pid: u32) -> bool {
 
 impl Supervisor {
     async fn supervise(&mut self) -> anyhow::Result<()> {
-        let mut tries = 0;
+        let (mut tries, mut hasty) = (0, 0);
         loop {
+            let begun = Instant::now();
             let end = self.serve_once().await?;
             let Some(handover) = &self.handover else {
                 bail!("the process that was to mount ended ({}); run with -f to see its log", words(end.status));
@@ -126,12 +131,13 @@ impl Supervisor {
             if end.is_over || self.is_told_to_stop || !sessions::is_connected(&handover.devices[0]) {
                 return Ok(());
             }
-            tries = if end.was_ready { 1 } else { tries + 1 };
+            tries = if end.was_ready { 0 } else { tries + 1 };
+            hasty = if begun.elapsed() < STEADY { hasty + 1 } else { 0 };
             if !end.was_ready && self.program != self.last_program {
                 tracing::error!(program = ?self.program, "the new program does not come to serve: going on with the old one");
                 self.program.clone_from(&self.last_program);
             }
-            if tries > TRIES_MAX {
+            if tries >= TRIES_MAX {
                 bail!("{TRIES_MAX} processes in a row could not serve the mount; the last one: {}", words(end.status));
             }
             if !self.handover.as_ref().is_some_and(|handover| handover.facts.is_orderly) {
@@ -140,8 +146,8 @@ impl Supervisor {
                     "the process that served the mount died: starting another one"
                 );
             }
-            if tries > 1 {
-                sleep((PAUSE * 2_u32.saturating_pow(tries - 2)).min(PAUSE_MAX)).await;
+            if hasty > HASTY_MAX {
+                sleep(PAUSE.saturating_mul(2_u32.saturating_pow(hasty - HASTY_MAX - 1)).min(PAUSE_MAX)).await;
             }
         }
     }

@@ -169,6 +169,12 @@ fn a_mount_by_an_ordinary_user_is_private() -> Result<()> {
     ensure!(as_user(2, 2, "ls", &[text(&place)])?.code != 0 && fs::read_dir(&place).is_err(), "not even root");
     let refused = as_user(1, 1, text(&program), &[&cluster.meta_addresses(), text(&place), "-o", "remount,ro"])?;
     ensure!(refused.code != 0, "{refused:?}");
+    // The descriptor that fusermount3 gave is good for the next process, too.
+    ensure!(as_user(1, 1, "touch", &[text(&place.join("f"))])?.code == 0);
+    let pid = |line: &str| line.split_whitespace().last().and_then(|pid| pid.parse().ok());
+    let server = files::run("pgrep", &["-u", "1", "-x", "mount.dfs"])?;
+    dfs_tests::process::send(server.lines().find_map(pid).context("a process of the mount")?, libc::SIGKILL)?;
+    ensure!(as_user(1, 1, "rm", &[text(&place.join("f"))])?.code == 0);
     let unmounted = as_user(1, 1, "env", &[&search, "fusermount3", "-u", text(&place)])?;
     ensure!(unmounted.code == 0, "{unmounted:?}");
     cluster.finish([])

@@ -48,6 +48,8 @@ pub struct Outlook {
     pub targets: usize,
     /// Why the verb cannot be carried out, or will not come to its end; empty if it can and will.
     pub obstacles: Vec<String>,
+    /// How writes fare without the node, if not as before.
+    pub warnings: Vec<String>,
     /// Whether it was carried out.
     pub done: bool,
 }
@@ -170,8 +172,28 @@ fn outlook(state: &State, node: Node, verb: Verb, candidates: &[Candidate], rese
         Verb::Remove { .. } => state.removal_obstacle(&node, &impact).into_iter().collect(),
         Verb::Undrain | Verb::Maintenance(_) | Verb::EndMaintenance => Vec::new(),
     };
+    let warnings = match verb {
+        Verb::Undrain | Verb::EndMaintenance => Vec::new(),
+        Verb::Drain | Verb::Maintenance(_) | Verb::Remove { .. } => {
+            let settings = state.settings();
+            write_warning(settings.replication as usize, settings.write_quorum as usize, targets).into_iter().collect()
+        }
+    };
     let (lost_paths, endangered_paths) = (paths_of(state, &lost), paths_of(state, &endangered));
-    Outlook { node, impact, lost_paths, endangered_paths, room_bytes, targets, obstacles, done: false }
+    Outlook { node, impact, lost_paths, endangered_paths, room_bytes, targets, obstacles, warnings, done: false }
+}
+
+/// What becomes of writes when so many nodes are left.
+fn write_warning(replication: usize, write_quorum: usize, left: usize) -> Option<String> {
+    let nodes = if left == 1 { "1 other node is".to_owned() } else { format!("{left} other nodes are") };
+    if left < write_quorum {
+        return Some(format!(
+            "{nodes} alive and in service: writes are refused without it, since {write_quorum} copies must be durable"
+        ));
+    }
+    let is_short = left < replication;
+    is_short
+        .then(|| format!("{nodes} alive and in service: what is written without it has {left} copies of {replication}"))
 }
 
 /// Why a drain would not come to its end.
@@ -203,4 +225,20 @@ fn paths_of(state: &State, chunks: &BTreeSet<ChunkId>) -> Vec<String> {
     paths.sort();
     paths.dedup();
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_are_warned_of_where_nodes_are_few() {
+        assert_eq!(write_warning(3, 2, 3), None);
+        assert!(write_warning(3, 2, 2).is_some_and(|text| text.contains("2 copies of 3")));
+        assert!(
+            write_warning(3, 2, 1).is_some_and(|text| text.starts_with("1 other node is") && text.contains("refused"))
+        );
+        assert_eq!(write_warning(1, 1, 1), None);
+        assert!(write_warning(1, 1, 0).is_some_and(|text| text.starts_with("0 other nodes are")));
+    }
 }

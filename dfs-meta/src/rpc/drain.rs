@@ -37,8 +37,8 @@ impl Service {
         let figures = self.control.figures(std::slice::from_ref(&now))?;
         let disks = self.control.disks(std::slice::from_ref(&now))?.pop().unwrap_or_default();
         let node = figures.into_iter().next().map(|figures| node_to_wire(&now, figures, (risk, rests), &disks));
-        let (done, obstacles) = (outlook.done, outlook.obstacles.clone());
-        Ok(v1::ChangeNodeResponse { node, impact: Some(impact_to_wire(outlook)), done, obstacles })
+        let (done, obstacles, warnings) = (outlook.done, outlook.obstacles.clone(), outlook.warnings.clone());
+        Ok(v1::ChangeNodeResponse { node, impact: Some(impact_to_wire(outlook)), done, obstacles, warnings })
     }
 }
 

@@ -164,6 +164,7 @@ fn to_json(request: &v1::ChangeNodeRequest, answer: &v1::ChangeNodeResponse) -> 
             "endangered_paths": impact.endangered_paths,
         },
         "obstacles": answer.obstacles,
+        "warnings": answer.warnings,
     })
 }
 
@@ -179,6 +180,7 @@ fn lines(request: &v1::ChangeNodeRequest, answer: &v1::ChangeNodeResponse) -> Ve
         lines.extend(copy_lines(&impact, request.dry_run));
         lines.extend(answer.obstacles.iter().map(|why| format!("  ! it will not be empty before that changes: {why}")));
     }
+    lines.extend(answer.warnings.iter().map(|what| format!("  ! {what}")));
     if request.dry_run {
         lines.extend(
             answer.obstacles.iter().filter(|_| request.verb() == Wire::Remove).map(|why| format!("  ! {name} {why}")),

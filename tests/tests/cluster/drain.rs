@@ -95,6 +95,21 @@ fn while_writing(mount: &Mount, action: impl FnOnce() -> Result<()>) -> Result<B
 }
 
 #[test]
+fn what_becomes_of_writes_is_told_although_the_node_holds_nothing() -> Result<()> {
+    let cluster = Cluster::builder().start()?;
+    let outlook = dry_run(&cluster, "drain", "storage-1")?;
+    let told = outlook["warnings"][0].as_str().unwrap_or_default();
+    ensure!(told.contains("2 other nodes are") && told.contains("has 2 copies of 3"), "{outlook}");
+    ensure!(outlook["impact"]["holds"]["chunks"] == 0 && outlook["obstacles"] == serde_json::json!([]), "{outlook}");
+    let words = cluster.dfsctl_ok(&["node", "drain", "storage-1"])?;
+    ensure!(words.contains("! 2 other nodes are alive and in service"), "{words}");
+    let words = cluster.dfsctl_ok(&["node", "maintenance", "storage-2", "--dry-run"])?;
+    ensure!(words.contains("1 other node is") && words.contains("writes are refused"), "{words}");
+    cluster.dfsctl_ok(&["node", "undrain", "storage-1"])?;
+    cluster.finish([])
+}
+
+#[test]
 fn a_node_is_emptied_under_load_removed_and_cannot_come_back() -> Result<()> {
     let builder = Cluster::builder().storages(5).faults().expect_log("was removed from the cluster for good");
     let mut cluster = builder.meta_flag("--trash-retention", "0s").start()?;

@@ -18,6 +18,7 @@ pub(crate) mod locks;
 pub(crate) mod names;
 pub(crate) mod pages;
 pub(crate) mod ranges;
+pub(crate) mod seen;
 pub(crate) mod xattr;
 
 #[cfg(test)]
@@ -44,6 +45,7 @@ use legacy::Legacies;
 use locks::LockOwners;
 use names::Names;
 use pages::Pages;
+use seen::Seen;
 
 /// Checksums of whole files that are remembered.
 const SHA256S_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
@@ -92,6 +94,7 @@ pub(crate) struct Fs<B: Backend> {
     pages: Mutex<Pages>,
     /// Directories of which the kernel may have a listing, and what was known when it began to keep it.
     listed: Mutex<LruCache<InodeId, Mark>>,
+    seen: Mutex<Seen>,
     /// Names of files that were created here and are not published.
     pending: Mutex<Names>,
     /// Names of files that were created here and are still open for writing.
@@ -119,6 +122,7 @@ impl<B: Backend> Fs<B> {
             dirs: Handles::new(),
             pages: Mutex::new(Pages::new()),
             listed: Mutex::new(LruCache::new(LISTED_MAX)),
+            seen: Mutex::new(Seen::new()),
             pending: Mutex::default(),
             written: Mutex::default(),
             sha256s: Mutex::new(LruCache::new(SHA256S_MAX)),
@@ -187,6 +191,9 @@ impl<B: Backend> Fs<B> {
 
     /// Finds a name.
     pub(crate) async fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Found, Error> {
+        if let Some(found) = self.seen(parent, name) {
+            return Ok(found);
+        }
         let mark = self.coherence.mark();
         let attr = self.backend.lookup(parent, name).await?;
         Ok(self.found(mark, attr))
@@ -353,6 +360,7 @@ impl<B: Backend> Fs<B> {
     pub(crate) async fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
         self.backend.unlink(parent, name).await?;
         self.coherence.changed_here(parent);
+        self.unsee(parent, name);
         self.inodes.distrust();
         lock(&self.pending).remove(parent, name);
         let removed = lock(&self.written).remove(parent, name);
@@ -364,6 +372,7 @@ impl<B: Backend> Fs<B> {
     pub(crate) async fn rmdir(&self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
         self.backend.rmdir(parent, name).await?;
         self.coherence.changed_here(parent);
+        self.unsee(parent, name);
         Ok(())
     }
 
@@ -375,7 +384,10 @@ impl<B: Backend> Fs<B> {
         flags: RenameFlags,
     ) -> Result<(), Error> {
         self.backend.rename(from.0, from.1, to.0, to.1, flags).await?;
-        [from.0, to.0].into_iter().for_each(|dir| self.coherence.changed_here(dir));
+        for (dir, name) in [from, to] {
+            self.coherence.changed_here(dir);
+            self.unsee(dir, name);
+        }
         self.inodes.distrust();
         lock(&self.pending).rename(from, to, flags.exchange);
         let replaced = lock(&self.written).rename(from, to, flags.exchange);

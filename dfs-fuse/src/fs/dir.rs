@@ -165,14 +165,24 @@ impl<B: Backend> Fs<B> {
             self.go_to(stream.ino, &mut cursor, index, with_attrs).await?;
             let Some(page) = cursor.page.as_ref().filter(|page| page.holds(index)) else { return Ok(()) };
             let at = usize::try_from(index - page.first).expect("pages are small");
+            let mut given = at;
+            let mut is_full = false;
             for entry in &page.entries[at..] {
                 index += 1;
                 let attr = with_attrs.then(|| entry.attr.clone()).flatten();
                 let attr = attr.map(|attr| self.listed(page.mark, stream.ino, attr));
                 let entry = Entry { name: &entry.name, ino: entry.ino, kind: entry.kind, next: index + 2, attr };
-                if sink(entry) {
-                    return Ok(());
+                is_full = sink(entry);
+                if is_full {
+                    break;
                 }
+                given += 1;
+            }
+            if !with_attrs {
+                self.see(stream.ino, &page.entries[at..given], page.mark);
+            }
+            if is_full {
+                return Ok(());
             }
         }
     }
@@ -218,7 +228,8 @@ impl<B: Backend> Fs<B> {
         }
     }
 
-    /// Fetches the page that starts with entry `first`, behind the name `after`, and begins to fetch the next one.
+    /// Fetches the page that starts with entry `first`, behind the name `after`, and begins to fetch the next one. The kernel wants
+    /// attributes if `with_attrs` says so; else they are kept for what it may ask next.
     async fn fetch(
         &self,
         ino: InodeId,
@@ -228,6 +239,7 @@ impl<B: Backend> Fs<B> {
         with_attrs: bool,
     ) -> Result<(), Error> {
         let ahead = cursor.ahead.take().filter(|ahead| ahead.after == after && (ahead.with_attrs || !with_attrs));
+        let with_attrs = with_attrs || self.wants_seen(first);
         let (page, with_attrs, mark) = match ahead {
             Some(Ahead { task, with_attrs, mark, .. }) => {
                 let page = task.await.map_err(|_| Error::refused(libc::EIO, "the read-ahead task ended early"))?;

@@ -579,3 +579,33 @@ async fn a_reader_around_the_page_cache_goes_on_at_its_end() {
     mount.close(old.handle).await;
     mount.close(direct.handle).await;
 }
+
+#[tokio::test]
+async fn names_of_a_listing_are_answered_once_and_only_under_the_lease() {
+    let mount = Mount::new();
+    let other = Mount::of(&mount.cluster);
+    for name in ["a", "b", "c", "d", "e"] {
+        mount.file(name, "x").await;
+    }
+    let looked_up = async |name: &str| mount.fs.lookup(InodeId::ROOT, name.as_bytes()).await.is_ok();
+    let listed = async || {
+        let (stream, _) = mount.fs.opendir(InodeId::ROOT);
+        assert_eq!(list(&mount, stream, 0, 100).await.0.len(), 7);
+        mount.fs.releasedir(stream);
+    };
+    listed().await;
+    mount.fs.coherence().renew(std::time::Instant::now());
+    listed().await;
+    // What the other mount does is not told here by itself: so it shows what is asked for and what is not.
+    for name in ["a", "b", "c", "d"] {
+        other.fs.unlink(InodeId::ROOT, name.as_bytes()).await.expect("unlink");
+    }
+    assert!(looked_up("a").await, "from the listing");
+    assert!(!looked_up("a").await, "the second time the cluster is asked");
+    mount.fs.coherence().changed_here(InodeId::ROOT);
+    mount.fs.unsee(InodeId::ROOT, b"b");
+    assert!(!looked_up("b").await, "it was told that this name has changed");
+    assert!(looked_up("c").await, "and nothing of this one");
+    mount.fs.lose_lease();
+    assert!(!looked_up("d").await && looked_up("e").await, "without the lease everything is asked for");
+}

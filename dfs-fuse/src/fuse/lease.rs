@@ -63,6 +63,7 @@ async fn take(fs: &Arc<Fs<Dfs>>, news: News, until: Instant, forgetting: &mut Op
     fs.coherence().attrs_changed(&news.inodes);
     let dirs: Vec<InodeId> = news.entries.iter().map(|(dir, _)| *dir).collect();
     dirs.into_iter().for_each(|dir| fs.coherence().changed_here(dir));
+    news.entries.iter().for_each(|(dir, name)| fs.unsee(*dir, name));
     if !news.entries.is_empty() && !forget(fs, news.entries, until, forgetting).await {
         lose(fs, "a directory is busy, so the kernel cannot forget single names");
     }

@@ -95,6 +95,12 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
         let (fs, entry) = (Arc::clone(&self.fs), name(entry));
+        if let Some(found) = fs.seen(fs.inode(parent.0), &entry) {
+            return self.answer(Asked::new("lookup", parent, req), async { Ok(found) }, move |outcome| match outcome {
+                Ok(found) => answer::reply_entry(&fs, &found, reply),
+                Err(errno) => reply.error(errno),
+            });
+        }
         let work = async move {
             match fs.lookup(fs.inode(parent.0), &entry).await {
                 Err(error) if error.errno() == libc::ENOENT && fs.coherence().negative_ttl().is_some() => Ok(None),

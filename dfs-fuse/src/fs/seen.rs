@@ -51,7 +51,7 @@ impl<B: Backend> Fs<B> {
     }
 
     /// What a name is, if a listing has told it and nothing has changed since.
-    pub(super) fn seen(&self, parent: InodeId, name: &[u8]) -> Option<Found> {
+    pub(crate) fn seen(&self, parent: InodeId, name: &[u8]) -> Option<Found> {
         let (attr, mark) = lock(&self.seen).0.pop(&(parent, name.to_vec()))?;
         let is_good = self.coherence().is_leased() && !self.coherence().has_changed(mark, &[attr.ino]);
         is_good.then(|| self.found(mark, attr))

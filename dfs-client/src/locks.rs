@@ -8,6 +8,7 @@ use std::{
 
 use dfs_common::{
     ErrorCode, InodeId, SessionId,
+    crash::{self, Point},
     lock::{Class, Kind, Lock, Locks, Owner},
 };
 use dfs_proto::{
@@ -141,6 +142,7 @@ impl Dfs {
         let outcome = self.ask_lock(ino, lock, action).await;
         match &outcome {
             Ok(None) => {
+                crash::point(Point::LockGranted);
                 // One's own locks never stand in the way.
                 self.change_held(ino, |held| _ = held.take(ino, lock));
             }

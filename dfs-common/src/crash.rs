@@ -156,6 +156,10 @@ points! {
     PublishStored = "publish-stored",
     /// Client: a file is published, its writer was not told.
     PublishAnswered = "publish-answered",
+    /// Client: a lock is granted, a successor of the process would not know.
+    LockGranted = "lock-granted",
+    /// Mount: an open file is recorded for a successor, the kernel was not told its number.
+    HandleRecorded = "handle-recorded",
     /// `dfsctl upload`: a chunk is stored, the manifest does not have it.
     UploadStored = "upload-stored",
     /// `dfsctl upload`: a chunk is in the manifest.

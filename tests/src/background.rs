@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{Cluster, bins, mount, process, program, wait};
+use crate::{Cluster, bins, crash::VARIABLE, mount, process, program, wait};
 
 /// How long a mount may take to answer, to be taken over, or to go.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -28,6 +28,14 @@ impl Background {
     /// # Errors
     /// It does not come up.
     pub fn start(cluster: &Cluster, name: &str, options: &str) -> Result<Self> {
+        Self::start_to_die(cluster, name, options, "")
+    }
+
+    /// The same; the first process that serves dies at the crash point `point`, if one is named.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_to_die(cluster: &Cluster, name: &str, options: &str, point: &str) -> Result<Self> {
         let (path, log) = (cluster.dir().join(name), cluster.log(name));
         fs::create_dir_all(&path)?;
         let mut all = format!("log_file={}", log.display());
@@ -35,7 +43,9 @@ impl Background {
             all = format!("{all},{options}");
         }
         let args = [&cluster.meta_addresses(), text(&path)?, "-o", &all];
-        let output = program::run(&bins::path("mount.dfs")?, &args)?;
+        let mut command = process::command(&bins::path("mount.dfs")?);
+        command.args(args).env(VARIABLE, point);
+        let output = program::output(&mut command)?;
         ensure!(output.code == 0, "mount.dfs {args:?}: {output:?}");
         let mut mount = Self { path, log, supervisor: 0 };
         mount.supervisor = parent(mount.server()?)?;

@@ -1,6 +1,9 @@
 //! Programs that run to their end.
 
-use std::{path::Path, process::Stdio};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::Result;
 
@@ -39,7 +42,15 @@ pub(crate) fn run_on(namespace: Option<&Path>, program: &Path, args: &[&str]) ->
     if let Some(namespace) = namespace {
         network::enter(&mut command, namespace)?;
     }
-    let output = command.args(args).stdin(Stdio::null()).output()?;
+    output(command.args(args))
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// It cannot be started.
+pub fn output(command: &mut Command) -> Result<Output> {
+    let output = command.stdin(Stdio::null()).output()?;
     Ok(Output {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -16,7 +16,10 @@ use std::sync::{
 
 use bytes::Bytes;
 use dfs_client::NewFile;
-use dfs_common::{Attr, FileId, FileKind, InodeId, SetAttr};
+use dfs_common::{
+    Attr, FileId, FileKind, InodeId, SetAttr,
+    crash::{self, Point},
+};
 
 use super::{
     Fs,
@@ -208,6 +211,7 @@ impl<B: Backend> Fs<B> {
         let handle = self.handles.number();
         let _recorded = self.legacies.record(Legacy::Write { handle, ino: inode.ino, is_append })?;
         self.handles.insert(handle, Handle::Write { inode: Arc::clone(inode), is_append, _recorded });
+        crash::point(Point::HandleRecorded);
         Ok(handle)
     }
 
@@ -262,6 +266,7 @@ impl<B: Backend> Fs<B> {
             recorded,
         };
         self.handles.insert(handle, read);
+        crash::point(Point::HandleRecorded);
         Ok(Opened { handle, caching, is_size_told, wants_flush: false })
     }
 

@@ -17,9 +17,14 @@ const MESSAGE_MAX: usize = 16 << 10;
 /// Most descriptors with one message.
 const DESCRIPTORS_MAX: usize = 8;
 
+/// How what is handed over is written: these facts, and the records of the ledger.
+pub(crate) const FORMAT: u32 = 1;
+
 /// What a mount is, so that another process can serve it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Facts {
+    /// [`FORMAT`] of the program that mounted.
+    pub(crate) format: u32,
     /// What the kernel said first, FUSE_INIT, and what it was answered.
     pub(crate) init: Vec<u8>,
     pub(crate) answer: Vec<u8>,
@@ -155,7 +160,7 @@ mod tests {
 
     fn facts() -> Facts {
         let (init, answer) = (vec![1, 2, 3], vec![255; 80]);
-        Facts { init, answer, root: 1, device: 77, lives: 3, is_orderly: false }
+        Facts { format: FORMAT, init, answer, root: 1, device: 77, lives: 3, is_orderly: false }
     }
 
     #[test]

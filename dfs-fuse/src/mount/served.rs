@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use dfs_client::Dfs;
 use dfs_common::{
     InodeId,
@@ -17,7 +17,7 @@ use dfs_common::{
 use tokio::{sync::oneshot, task::spawn_blocking};
 
 use super::{
-    channel::{Channel, Facts as Mounted, Handover, Word},
+    channel::{Channel, FORMAT, Facts as Mounted, Handover, Word},
     detach, device, find_root, first_look, open_socket, request, sessions,
 };
 use crate::{
@@ -87,7 +87,8 @@ impl Served<'_> {
         if let (Some(supervisor), Some(ledger)) = (self.supervisor, ledger) {
             let Connected { devices, answer, .. } = Connected { sessions: Vec::new(), ..connected };
             if sessions::can_resend(&init) {
-                let mounted = Mounted { init, answer, root: root.0, device, lives: 1, is_orderly: false };
+                let mounted =
+                    Mounted { format: FORMAT, init, answer, root: root.0, device, lives: 1, is_orderly: false };
                 let descriptors: Vec<_> =
                     devices.iter().map(|device| device.as_fd()).chain([ledger.descriptor()]).collect();
                 supervisor.send(&Word::Mounted(mounted), &descriptors).context("the supervisor is gone")?;
@@ -111,6 +112,11 @@ impl Served<'_> {
         locks: &[(InodeId, Class, u64)],
     ) -> anyhow::Result<(Ended, Option<Socket>)> {
         let Handover { facts: mounted, devices, .. } = left;
+        ensure!(
+            mounted.format == FORMAT,
+            "this version of mount.dfs does not know what the one that mounted has left (format {}): unmount, and mount again",
+            mounted.format
+        );
         let fs = self.file_system(InodeId(mounted.root), ledger);
         fs.inherit(found, mounted.lives * HANDLES_PER_LIFE);
         fs.inherit_locks(locks);

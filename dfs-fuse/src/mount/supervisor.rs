@@ -28,6 +28,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use dfs_common::crash;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -125,10 +126,21 @@ impl Supervisor {
         loop {
             let begun = Instant::now();
             let end = self.serve_once().await?;
+            if end.is_over {
+                return Ok(());
+            }
             let Some(handover) = &self.handover else {
-                bail!("the process that was to mount ended ({}); run with -f to see its log", words(end.status));
+                match end.was_ready {
+                    true => bail!(
+                        "the process that served the mount died ({}), and Linux is too old for another one",
+                        words(end.status)
+                    ),
+                    false => {
+                        bail!("the process that was to mount ended ({}); run with -f to see its log", words(end.status))
+                    }
+                }
             };
-            if end.is_over || self.is_told_to_stop || !sessions::is_connected(&handover.devices[0]) {
+            if self.is_told_to_stop || !sessions::is_connected(&handover.devices[0]) {
                 return Ok(());
             }
             tries = if end.was_ready { 0 } else { tries + 1 };
@@ -155,6 +167,10 @@ impl Supervisor {
     fn start(&self) -> anyhow::Result<(Child, Channel)> {
         let (ours, theirs) = Channel::pair().context("cannot make sockets")?;
         let mut command = daemon::server(self.program.as_deref(), &self.mountpoint, &self.arguments);
+        if self.handover.is_some() {
+            // That was for the first one: the next is asked for the same again.
+            command.env_remove(crash::VARIABLE);
+        }
         if self.in_foreground {
             // Where the supervisor's own log goes.
             command.stdout(Stdio::inherit()).stderr(Stdio::inherit());

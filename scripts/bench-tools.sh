@@ -29,8 +29,8 @@ need_pkg rsync rsync
 need_pkg mkfs.ext4 e2fsprogs
 build
 
-base=$(mktemp -d /var/tmp/dfs-tools.XXXXXX)
-disk=$(mktemp /dev/shm/dfs-tools.XXXXXX)
+base=$(mktemp -d -p /var/tmp --suffix=.dfs-tools)
+disk=$(mktemp -p /dev/shm --suffix=.dfs-tools)
 ctl="$BIN/dfsctl"
 loop=
 cleanup() {

@@ -14,7 +14,7 @@ can_mount || die "without FUSE there is nothing to measure"
 need_toolchain
 build
 
-data=$(mktemp -d /dev/shm/dfs-big.XXXXXX)
+data=$(mktemp -d -p /dev/shm --suffix=.dfs-big)
 places=$(mktemp -d)
 ctl=$BIN/dfsctl
 leave() {

@@ -252,6 +252,7 @@ mod tests {
     fn heir(ledger: &Ledger) -> Estate {
         let file = File::from(ledger.descriptor().try_clone_to_owned().expect("a descriptor"));
         let (ledger, mut found) = Ledger::open(file).expect("whole");
+        ledger.take_over();
         let estate = Estate::new(ledger, &mut found);
         assert!(found.is_empty(), "all records are the client's");
         estate

@@ -11,7 +11,10 @@ use std::{
         fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::fs::FileExt as _,
     },
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Bytes of one record.
@@ -28,6 +31,8 @@ pub type Found = Vec<(Entry, Record)>;
 pub struct Ledger {
     file: File,
     places: Mutex<Places>,
+    /// Whether records stay when what keeps them goes: what was found belongs to the predecessor until it is taken over.
+    is_foreign: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -57,10 +62,11 @@ impl Ledger {
         }
         // SAFETY: memfd_create(2) has just made it; nobody else has it.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
-        Ok(Arc::new(Self { file, places: Mutex::default() }))
+        Ok(Arc::new(Self { file, places: Mutex::default(), is_foreign: AtomicBool::new(false) }))
     }
 
-    /// One that another process has left, and what it wrote there.
+    /// One that another process has left, and what it wrote there. Until [`Ledger::take_over`] every record stays, so that a
+    /// process that cannot take over leaves all of it to the next one.
     ///
     /// # Errors
     /// It cannot be read, or is no ledger.
@@ -72,7 +78,7 @@ impl Ledger {
         }
         let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
         file.read_exact_at(&mut bytes, 0)?;
-        let ledger = Arc::new(Self { file, places: Mutex::default() });
+        let ledger = Arc::new(Self { file, places: Mutex::default(), is_foreign: AtomicBool::new(true) });
         let mut found = Vec::new();
         for (place, record) in bytes.as_chunks::<RECORD_BYTES>().0.iter().enumerate() {
             let place = place as u64;
@@ -83,6 +89,11 @@ impl Ledger {
             ledger.places().end = place + 1;
         }
         Ok((ledger, found))
+    }
+
+    /// From now on the records are this process's.
+    pub fn take_over(&self) {
+        self.is_foreign.store(false, Ordering::Release);
     }
 
     /// The descriptor that keeps it.
@@ -126,6 +137,9 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        if self.ledger.is_foreign.load(Ordering::Acquire) {
+            return;
+        }
         // Fails only behind the end of a file that could not be made longer, where there is nothing to clear.
         let _ = self.ledger.file.write_all_at(&[0; RECORD_BYTES], self.place * RECORD_BYTES as u64);
         self.ledger.places().free.push(self.place);
@@ -144,11 +158,9 @@ mod tests {
 
     fn reopened(ledger: &Ledger) -> Vec<Record> {
         let file = File::from(ledger.descriptor().try_clone_to_owned().expect("a descriptor"));
+        // Who only looks leaves everything.
         let (_, found) = Ledger::open(file).expect("whole");
-        let records = found.iter().map(|(_, record)| *record).collect();
-        // The test's own ledger goes on.
-        found.into_iter().for_each(|(entry, _)| std::mem::forget(entry));
-        records
+        found.iter().map(|(_, record)| *record).collect()
     }
 
     #[test]
@@ -173,8 +185,11 @@ mod tests {
         let (heir, found) =
             Ledger::open(File::from(ledger.descriptor().try_clone_to_owned().expect("a descriptor"))).expect("whole");
         assert_eq!(found.len(), 1);
+        heir.take_over();
         let _new = heir.put(&record(3, 3)).expect("memory");
         assert_eq!(reopened(&ledger), [record(1, 1), record(3, 3)]);
+        drop(found);
+        assert_eq!(reopened(&ledger), [record(3, 3)], "what was taken over goes");
         std::mem::forget(kept);
     }
 

@@ -111,6 +111,10 @@ pub(crate) async fn run(args: &Args, mountpoint: &Path, supervisor: Option<&Arc<
         }
     }
     .await;
+    if supervisor.is_some() && outcome.is_err() {
+        // The next process, if there is one, goes on in the session; else its lease ends it.
+        return outcome;
+    }
     if timeout(GOODBYE, dfs.close()).await.is_err() {
         tracing::debug!("the cluster did not hear the goodbye; the session ends with its lease");
     }

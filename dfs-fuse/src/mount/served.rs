@@ -117,9 +117,7 @@ impl Served<'_> {
             "this version of mount.dfs does not know what the one that mounted has left (format {}): unmount, and mount again",
             mounted.format
         );
-        let fs = self.file_system(InodeId(mounted.root), ledger);
-        fs.inherit(found, mounted.lives * HANDLES_PER_LIFE);
-        fs.inherit_locks(locks);
+        let fs = self.file_system(InodeId(mounted.root), ledger.clone());
         let mut adapter = self.adapter(&fs);
         if mounted.is_orderly {
             adapter.repeat_everything();
@@ -129,6 +127,12 @@ impl Served<'_> {
         sessions::check_answer(&mounted.answer, &connected.answer)?;
         // Before anything is read, which would be asked again as well.
         sessions::resend(&connected.devices[0]).context("the kernel does not ask again")?;
+        // Nothing refuses any more: what was left is this process's now.
+        if let Some(ledger) = &ledger {
+            ledger.take_over();
+        }
+        fs.inherit(found, mounted.lives * HANDLES_PER_LIFE);
+        fs.inherit_locks(locks);
         let ended = self.serve(&fs, &connected.devices, connected.sessions)?;
         let heir = Arc::clone(&fs);
         spawn_blocking(move || heir.take_over_kernel()).await.context("the thread that tells the kernel panicked")?;

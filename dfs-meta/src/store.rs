@@ -98,6 +98,14 @@ pub enum StoreError {
         /// Why.
         reason: String,
     },
+    /// The disk has no room for what the database writes when it is opened.
+    #[error(
+        "cannot open the log in {path}: the disk is full. Nothing is lost: make room on it and start this node again"
+    )]
+    Full {
+        /// Its directory.
+        path: PathBuf,
+    },
     /// A record does not decode.
     #[error(
         "the log in {path} is damaged at {record}: {reason}. Move the whole data directory away and start this node again: \

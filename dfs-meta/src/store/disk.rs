@@ -8,6 +8,9 @@
 //! with fdatasync of the same file. Large values, and pages that several of them share, are files of their own in `blobs/`, which
 //! sled does not sync at all: that is done here, too, before the file that refers to them.
 //!
+//! At start sled writes what it has found to a file of its own, aside and then renamed. One that a crash or a full disk has left
+//! half written it takes for its newest one at the next start, and finds the database damaged: [`remove_half_written`].
+//!
 //! Sled reuses the space of removed records but never shrinks its file. When the directory is larger than
 //! [`REBUILD_BYTES_MIN`] and [`REBUILD_FACTOR`] times the live bytes at start, the live records go through a plain file into a
 //! database in the next generation's directory, which becomes the current one by replacing `CURRENT`. A crash at any point
@@ -91,12 +94,18 @@ impl Disk {
     }
 
     fn open_generation(path: PathBuf) -> Result<Self, StoreError> {
-        let fail = |reason: sled::Error| StoreError::Open { path: path.clone(), reason: reason.to_string() };
+        let fail = |reason: sled::Error| match reason {
+            sled::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => {
+                StoreError::Full { path: path.clone() }
+            }
+            reason => StoreError::Open { path: path.clone(), reason: reason.to_string() },
+        };
         let config = sled::Config::new()
             .path(&path)
             .cache_capacity(CACHE_BYTES)
             // Flushes are made by the writer thread, when an answer depends on them.
             .flush_every_ms(None);
+        remove_half_written(&path).map_err(StoreError::io(&path))?;
         let begun = Instant::now();
         let db = loop {
             match config.open() {
@@ -351,6 +360,23 @@ fn remove_others(root: &Path, current: &str) -> Result<(), StoreError> {
             fs::remove_file(entry.path()).map_err(StoreError::io(entry.path()))?;
         } else if is_generation(&name) && name != current {
             fs::remove_dir_all(entry.path()).map_err(StoreError::io(entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the files that sled was writing when it was interrupted; what they were to replace is still there.
+fn remove_half_written(path: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            tracing::info!(name, "removing what an interrupted start has left");
+            fs::remove_file(entry.path())?;
         }
     }
     Ok(())

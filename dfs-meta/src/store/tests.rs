@@ -154,6 +154,24 @@ fn a_crashed_rebuild_leaves_no_trace() {
     assert_eq!(names, ["CURRENT", "log-0001"]);
 }
 
+#[tokio::test]
+async fn a_start_that_was_interrupted_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open(dir.path()).unwrap();
+    log.blocking_append((0..100).map(|index| session(index, 100))).await.unwrap();
+    log.close().await.unwrap();
+    drop(log);
+    // What a full disk leaves of sled's own snapshot, and what a crash does.
+    for (position, content) in [("00000000006EF361", &b""[..]), ("FFFFFFFFFFFFFFFF", b"cut off in the middle")] {
+        let left = dir.path().join(format!("log-0001/snap.{position}.generating"));
+        fs::write(&left, content).unwrap();
+        let mut log = LogStore::open(dir.path()).unwrap();
+        assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 100);
+        assert!(!left.exists());
+        log.close().await.unwrap();
+    }
+}
+
 #[test]
 fn a_log_without_the_file_that_names_it_is_refused_and_kept() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! Disks that are full.
 
-use std::{fs, time::Duration};
+use std::{fs, net::TcpStream, time::Duration};
 
 use anyhow::{Result, ensure};
 use dfs_tests::{
@@ -36,6 +36,48 @@ fn full_storage_is_enospc_and_leaves_nothing_half_visible() -> Result<()> {
     wait::until("there is space again", Duration::from_secs(60), || {
         files::write(&mount.join("fits"), &files::noise(4, 3 * CHUNK)).is_ok()
     })?;
+    cluster.finish([mount])
+}
+
+#[test]
+fn a_metadata_node_goes_on_after_its_disk_was_full() -> Result<()> {
+    let mut cluster = Cluster::builder()
+        .meta_flag("--snapshot-threshold", "100")
+        .faults()
+        .expect_log("No space left")
+        .expect_log("the disk is full")
+        .describe()?;
+    cluster.small_disk("meta-1", 64 << 20)?;
+    cluster.start_all()?;
+    cluster.wait_alive(3)?;
+    let mut mount = cluster.mount_with("timeout=10s")?;
+    let address = cluster.meta_address(1);
+    let mut kept = 0;
+    for round in 0..2 {
+        for _ in 0..60 {
+            files::write(&mount.join(format!("{kept}")), b"acknowledged")?;
+            kept += 1;
+        }
+        cluster.disk("meta-1")?.fill()?;
+        // Restarted again and again with a full disk, as a service manager does, it may come up or say why not.
+        for _ in 0..2 {
+            cluster.kill("meta-1")?;
+            cluster.start("meta-1")?;
+            wait::until("it came up or ended", Duration::from_secs(20), || {
+                cluster.node("meta-1").ended().is_some() || TcpStream::connect(&address).is_ok()
+            })?;
+        }
+        cluster.disk("meta-1")?.free()?;
+        cluster.kill("meta-1")?;
+        cluster.start("meta-1")?;
+        cluster.wait_alive(3)?;
+        wait::until("the mount works", Duration::from_secs(30), || fs::read_dir(mount.path()).is_ok())?;
+        ensure!(files::names(mount.path())?.len() == kept, "round {round}");
+    }
+    mount.remount()?;
+    for name in 0..kept {
+        ensure!(fs::read(mount.join(name.to_string()))? == b"acknowledged");
+    }
     cluster.finish([mount])
 }
 

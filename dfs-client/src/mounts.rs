@@ -135,6 +135,9 @@ pub struct Report {
     /// Processes that served the mount before this one.
     #[serde(default)]
     pub predecessors: u64,
+    /// Why the program that was last installed does not serve it, if it was to and this one had to go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade_refused: Option<String>,
     /// Whether a metadata leader answered just now.
     pub is_reachable: bool,
     /// Why not.

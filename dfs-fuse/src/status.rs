@@ -53,6 +53,8 @@ pub(crate) struct Facts {
     pub(crate) supervisor: Option<Arc<Channel>>,
     /// Processes that served the mount before.
     pub(crate) predecessors: u64,
+    /// Why a newer program does not serve instead.
+    pub(crate) refusal: Option<String>,
 }
 
 /// An open socket; dropping removes it.
@@ -170,6 +172,7 @@ fn report(runtime: &Handle, facts: &Facts) -> Report {
         pid: std::process::id(),
         is_supervised: facts.supervisor.is_some(),
         predecessors: facts.predecessors,
+        upgrade_refused: facts.refusal.clone(),
         age_s: facts.since.elapsed().as_secs(),
         is_reachable: unreachable.is_none(),
         unreachable,

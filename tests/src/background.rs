@@ -36,6 +36,14 @@ impl Background {
     /// # Errors
     /// It does not come up.
     pub fn start_to_die(cluster: &Cluster, name: &str, options: &str, point: &str) -> Result<Self> {
+        Self::start_program(&bins::path("mount.dfs")?, cluster, name, options, point)
+    }
+
+    /// The same by another file that holds the program.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_program(program: &Path, cluster: &Cluster, name: &str, options: &str, point: &str) -> Result<Self> {
         let (path, log) = (cluster.dir().join(name), cluster.log(name));
         fs::create_dir_all(&path)?;
         let mut all = format!("log_file={}", log.display());
@@ -43,7 +51,7 @@ impl Background {
             all = format!("{all},{options}");
         }
         let args = [&cluster.meta_addresses(), text(&path)?, "-o", &all];
-        let mut command = process::command(&bins::path("mount.dfs")?);
+        let mut command = process::command(program);
         command.args(args).env(VARIABLE, point);
         let output = program::output(&mut command)?;
         ensure!(output.code == 0, "mount.dfs {args:?}: {output:?}");

@@ -36,6 +36,9 @@ pub(crate) struct Facts {
     pub(crate) lives: u64,
     /// Whether the last one ended in good order: nothing was under way and nothing unpublished.
     pub(crate) is_orderly: bool,
+    /// Why the program that was to take over last did not, if the one before it had to go on.
+    #[serde(default)]
+    pub(crate) refusal: Option<String>,
 }
 
 /// A mount with its descriptors.
@@ -160,7 +163,7 @@ mod tests {
 
     fn facts() -> Facts {
         let (init, answer) = (vec![1, 2, 3], vec![255; 80]);
-        Facts { format: FORMAT, init, answer, root: 1, device: 77, lives: 3, is_orderly: false }
+        Facts { format: FORMAT, init, answer, root: 1, device: 77, lives: 3, is_orderly: false, refusal: None }
     }
 
     #[test]

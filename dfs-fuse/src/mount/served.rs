@@ -87,8 +87,16 @@ impl Served<'_> {
         if let (Some(supervisor), Some(ledger)) = (self.supervisor, ledger) {
             let Connected { devices, answer, .. } = Connected { sessions: Vec::new(), ..connected };
             if sessions::can_resend(&init) {
-                let mounted =
-                    Mounted { format: FORMAT, init, answer, root: root.0, device, lives: 1, is_orderly: false };
+                let mounted = Mounted {
+                    format: FORMAT,
+                    init,
+                    answer,
+                    root: root.0,
+                    device,
+                    lives: 1,
+                    is_orderly: false,
+                    refusal: None,
+                };
                 let descriptors: Vec<_> =
                     devices.iter().map(|device| device.as_fd()).chain([ledger.descriptor()]).collect();
                 supervisor.send(&Word::Mounted(mounted), &descriptors).context("the supervisor is gone")?;
@@ -122,7 +130,8 @@ impl Served<'_> {
         if mounted.is_orderly {
             adapter.repeat_everything();
         }
-        let facts = self.facts(&fs, &adapter, mounted.lives);
+        let mut facts = self.facts(&fs, &adapter, mounted.lives);
+        facts.refusal.clone_from(&mounted.refusal);
         let connected = connect(&adapter, devices, &mounted.init)?;
         sessions::check_answer(&mounted.answer, &connected.answer)?;
         // Before anything is read, which would be asked again as well.
@@ -163,6 +172,7 @@ impl Served<'_> {
             gate: adapter.gate(),
             supervisor: self.supervisor.cloned(),
             predecessors,
+            refusal: None,
         }
     }
 

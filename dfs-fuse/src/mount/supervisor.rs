@@ -75,6 +75,8 @@ struct Supervisor {
     program: Option<PathBuf>,
     /// What to start should that not come to serve.
     last_program: Option<PathBuf>,
+    /// What the last process said that did not come to serve.
+    refusal: Option<String>,
     handover: Option<Handover>,
     report: Option<Report>,
     in_foreground: bool,
@@ -96,6 +98,7 @@ pub(crate) fn run(args: &Args, mountpoint: &Path, report: Option<Report>) -> any
         arguments,
         program: None,
         last_program: None,
+        refusal: None,
         handover: None,
         report,
         in_foreground: args.foreground,
@@ -146,11 +149,11 @@ impl Supervisor {
             tries = if end.was_ready { 0 } else { tries + 1 };
             hasty = if begun.elapsed() < STEADY { hasty + 1 } else { 0 };
             if !end.was_ready && self.program != self.last_program {
-                tracing::error!(program = ?self.program, "the new program does not come to serve: going on with the old one");
-                self.program.clone_from(&self.last_program);
+                self.go_back(end.status);
             }
             if tries >= TRIES_MAX {
-                bail!("{TRIES_MAX} processes in a row could not serve the mount; the last one: {}", words(end.status));
+                let last = self.refusal.take().unwrap_or_else(|| words(end.status));
+                bail!("{TRIES_MAX} processes in a row could not serve the mount; the last one: {last}");
             }
             if !self.handover.as_ref().is_some_and(|handover| handover.facts.is_orderly) {
                 tracing::error!(
@@ -161,6 +164,17 @@ impl Supervisor {
             if hasty > HASTY_MAX {
                 sleep(PAUSE.saturating_mul(2_u32.saturating_pow(hasty - HASTY_MAX - 1)).min(PAUSE_MAX)).await;
             }
+        }
+    }
+
+    /// Goes on with the program that served before, and lets it tell why.
+    fn go_back(&mut self, status: Option<ExitStatus>) {
+        let program = self.program.as_deref().unwrap_or(Path::new("")).display().to_string();
+        let why = self.refusal.take().unwrap_or_else(|| format!("it ended ({}) without a word", words(status)));
+        tracing::error!(program, "the new program does not come to serve, going on with the old one: {why}");
+        self.program.clone_from(&self.last_program);
+        if let Some(handover) = &mut self.handover {
+            handover.facts.refusal = Some(format!("{program} does not take it over: {why}"));
         }
     }
 
@@ -185,7 +199,16 @@ impl Supervisor {
     }
 
     async fn serve_once(&mut self) -> anyhow::Result<End> {
-        let (mut child, channel) = self.start()?;
+        let (mut child, channel) = match self.start() {
+            Ok(started) => started,
+            // Perhaps another program, or a later moment, does better.
+            Err(error) if self.handover.is_some() => {
+                tracing::error!("no process to serve the mount: {error:#}");
+                self.refusal = Some(format!("{error:#}"));
+                return Ok(End { status: None, is_over: false, was_ready: false });
+            }
+            Err(error) => return Err(error),
+        };
         if let Some(handover) = &mut self.handover {
             handover.facts.lives += 1;
         }
@@ -224,6 +247,7 @@ impl Supervisor {
                 }
                 Some((Word::Ready, _)) => {
                     was_ready = true;
+                    self.refusal = None;
                     self.last_program.clone_from(&self.program);
                     if let Some(handover) = &mut self.handover {
                         handover.facts.is_orderly = false;
@@ -234,12 +258,16 @@ impl Supervisor {
                 }
                 // Of a mount that never was. In the foreground the process has told it itself.
                 Some((Word::Failed(text), _)) if self.handover.is_none() => bail!(text),
-                Some((Word::Failed(text), _)) => tracing::error!("the process that was to serve the mount: {text}"),
+                Some((Word::Failed(text), _)) => {
+                    tracing::error!("the process that was to serve the mount: {text}");
+                    self.refusal = Some(text);
+                }
                 Some((Word::Ended, _)) => is_over = true,
                 Some((Word::Next(program), _)) => {
                     self.program = Some(program);
                     if let Some(handover) = &mut self.handover {
                         handover.facts.is_orderly = true;
+                        handover.facts.refusal = None;
                     }
                 }
             }

@@ -308,6 +308,9 @@ fn lines(mounted: &Mounted, state: &State) -> Vec<String> {
         report.refused,
         report.failed
     ));
+    if let Some(why) = &report.upgrade_refused {
+        lines.push(format!("  upgrade    {why}"));
+    }
     if let Some(error) = &report.last_error {
         let at = utc(i64::try_from(error.at_s).unwrap_or(i64::MAX).saturating_mul(1_000_000_000));
         lines.push(format!("  last error {at}  {} of inode {}: {}", error.operation, error.ino, error.text));
@@ -386,6 +389,14 @@ fn upgrade(context: &Context, dirs: &[PathBuf], args: &Upgrade) -> Result<(), Fa
             let failure = Failure::local(format!("no process has taken {} over yet", mounted.path.display()));
             failure.hint("the log of the mount says why (-o log_file=FILE); `dfsctl mount status` shows how it is")
         })?;
+        if let Some(why) = &now.upgrade_refused {
+            let path = mounted.path.display();
+            let failure =
+                Failure::local(format!("{path} goes on with the program that served it, process {}: {why}", now.pid));
+            return Err(
+                failure.hint("open files and locks are as they were; to change the program, unmount and mount again")
+            );
+        }
         Ok((before, now))
     })?;
     if context.out.json {

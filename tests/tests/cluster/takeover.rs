@@ -5,7 +5,7 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::{
         fd::AsRawFd as _,
-        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     },
     path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dfs_tests::{
-    Background, Cluster, background,
+    Background, Cluster, background, bins,
     files::{self, errno, noise},
     process, program, wait,
 };
@@ -275,6 +275,56 @@ fn an_upgrade_that_would_lose_something_is_refused() -> Result<()> {
     ensure!(refused.code != 0 && refused.stderr.contains("no supervisor"), "{refused:?}");
     mount.unmount()?;
     cluster.finish([foreground])
+}
+
+#[test]
+fn an_upgrade_to_a_program_that_cannot_take_over_leaves_the_old_one() -> Result<()> {
+    let said = ["does not come to serve", "to serve the mount", "speaks with the kernel in another way"];
+    let cluster = said.iter().fold(Cluster::builder(), |builder, words| builder.expect_log(words)).start()?;
+    let mount_dfs = bins::path("mount.dfs")?;
+    let installed = cluster.dir().join("mount.dfs");
+    fs::copy(&mount_dfs, &installed)?;
+    let mount = Background::start_program(&installed, &cluster, "m", "", "")?;
+    let mut written = File::create(mount.join("written"))?;
+    written.write_all(b"before ")?;
+    let mut read = File::open(mount.join("written"))?;
+    let locked = File::create(mount.join("locked"))?;
+    flock(&locked, libc::LOCK_EX)?;
+    let upgrade = || program::dfsctl(&["mount", "upgrade", mount.path().to_str().context("text")?]);
+    // One that does not understand its command line, one that finds a mount that was made in another way after it has opened
+    // everything that was left, and one that is no program.
+    let wrapped = |more: &str| format!("#!/bin/sh\nexec {} \"$@\" {more}\n", mount_dfs.display());
+    let aside = cluster.dir().join("next");
+    for (next, why) in [
+        (wrapped("--unheard-of"), "without a word"),
+        (wrapped("-o local_locks"), "speaks with the kernel in another way"),
+        ("no program".to_owned(), "cannot start"),
+    ] {
+        let before = mount.server()?;
+        fs::write(&aside, next)?;
+        fs::set_permissions(&aside, fs::Permissions::from_mode(0o755))?;
+        fs::rename(&aside, &installed)?;
+        let told = upgrade()?;
+        ensure!(told.code != 0 && told.stderr.contains(why) && told.stderr.contains("goes on with"), "{told:?}");
+        ensure!(mount.server()? != before, "another process of the old program");
+        let status = program::dfsctl(&["mount", "status", mount.path().to_str().context("text")?])?;
+        ensure!(status.stdout.contains("does not take it over"), "{status:?}");
+        written.write_all(b"and after ")?;
+    }
+    // With the program back in its place all is well.
+    fs::remove_file(&installed)?;
+    fs::copy(&mount_dfs, &installed)?;
+    let told = upgrade()?;
+    ensure!(told.code == 0, "{told:?}");
+    files::close(written)?;
+    let mut content = String::new();
+    read.read_to_string(&mut content)?;
+    ensure!(content == "before and after and after and after ", "{content}");
+    let again = File::open(mount.join("locked"))?;
+    ensure!(errno(flock(&again, libc::LOCK_EX | libc::LOCK_NB)) == libc::EWOULDBLOCK);
+    drop((read, locked, again));
+    mount.unmount()?;
+    cluster.finish([])
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub(crate) struct Core {
     state: Mutex<State>,
     size: AtomicU64,
     dirty: AtomicBool,
+    /// Whether there is a pending version, for those who must not wait.
+    is_pending: AtomicBool,
     failed: Arc<OnceLock<Error>>,
     attempts: Arc<AtomicU64>,
     /// Bounds the chunks in flight.
@@ -118,6 +120,7 @@ impl Writer {
             state: Mutex::new(state),
             size: AtomicU64::new(size),
             dirty: AtomicBool::new(!start.published),
+            is_pending: AtomicBool::new(true),
             failed: Arc::default(),
             attempts: Arc::default(),
             uploads,
@@ -254,6 +257,22 @@ impl Writer {
     /// As [`Writer::publish`].
     pub async fn publish_and_finish(&self, set: SetAttr) -> Result<Attr, Error> {
         self.core.publish(set, true).await
+    }
+
+    /// Whether the cluster knows of the pending version, and so keeps the file for this writer should its name go. Not after
+    /// [`Writer::publish_and_finish`], until something written later is sent. Never waits.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.core.is_pending.load(Ordering::Acquire)
+    }
+
+    /// Has the cluster know of a pending version, if it does not.
+    ///
+    /// # Errors
+    /// The writer has failed; `NotFound` if the file is gone already.
+    pub async fn hold(&self) -> Result<(), Error> {
+        let mut state = self.core.lock().await?;
+        self.core.pending(&mut state).await.map(drop)
     }
 
     /// Ends the pending version; what was published stays, unpublished changes are lost. The cluster is told in the

@@ -356,8 +356,20 @@ impl<B: Backend> Fs<B> {
         Ok(found)
     }
 
+    /// A name is about to go, perhaps the last one of a file that is open for writing here: the cluster, which keeps a file for
+    /// the writers that it knows of, is told of all of them. They are few, and known from then on.
+    async fn hold_written(&self) {
+        for inode in self.inodes.unheld() {
+            if let Err(error) = inode.hold(&*self.backend).await {
+                // Not this operation's trouble: whoever writes that file hears of it with the next write.
+                tracing::debug!(ino = inode.ino.0, %error, "cannot keep a file for its writer");
+            }
+        }
+    }
+
     /// Removes a name.
     pub(crate) async fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
+        self.hold_written().await;
         self.backend.unlink(parent, name).await?;
         self.coherence.changed_here(parent);
         self.unsee(parent, name);
@@ -383,6 +395,9 @@ impl<B: Backend> Fs<B> {
         to: (InodeId, &[u8]),
         flags: RenameFlags,
     ) -> Result<(), Error> {
+        if !flags.no_replace && !flags.exchange {
+            self.hold_written().await;
+        }
         self.backend.rename(from.0, from.1, to.0, to.1, flags).await?;
         for (dir, name) in [from, to] {
             self.coherence.changed_here(dir);

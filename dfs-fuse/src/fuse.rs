@@ -351,8 +351,12 @@ impl Filesystem for Adapter {
         // anew with a copy of its own: it puts the same bytes in the same place.
         let work = self.fs.write_at_once(fh.0, offset, data, from_cache);
         let is_append = flags.0 & libc::O_APPEND != 0 && !from_cache;
+        // With O_SYNC or O_DSYNC (a part of it) a write that has returned is durable. The kernel leaves that to us where it does
+        // not cache.
+        let is_synced = flags.0 & libc::O_DSYNC != 0 && !from_cache;
         let asked = Asked::new(if is_append { APPEND } else { "write" }, ino, req);
-        match self.at_once(asked, async { if drops_bits || asked.is_resent { None } else { work.await } }) {
+        match self.at_once(asked, async { if drops_bits || is_synced || asked.is_resent { None } else { work.await } })
+        {
             Some(Ok(())) => reply.written(length),
             Some(Err(errno)) => reply.error(errno),
             None => {
@@ -361,7 +365,8 @@ impl Filesystem for Adapter {
                     if drops_bits && fs.drop_set_id(fh.0).await? {
                         fs.coherence().attr_changed_here(fs.inode(ino.0));
                     }
-                    fs.write(fh.0, offset, &data, from_cache).await
+                    fs.write(fh.0, offset, &data, from_cache).await?;
+                    if is_synced { fs.fsync(fh.0).await } else { Ok(()) }
                 };
                 self.ask(asked, work, move |outcome| match outcome {
                     Ok(()) => reply.written(length),

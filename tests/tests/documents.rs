@@ -70,6 +70,21 @@ fn every_sentence_of_the_semantics_names_a_test() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn every_operation_of_the_protocol_has_a_file_of_tests() -> Result<()> {
+    let text = fs::read_to_string(bins::repository().join("dfs-fuse/src/fuse.rs"))?;
+    let (_, answered) = text.split_once("impl Filesystem for Adapter").context("the operations")?;
+    let answered = answered.lines().filter_map(|line| line.strip_prefix("    fn "));
+    let answered: BTreeSet<_> = answered.filter_map(|line| line.split('(').next()).collect();
+    ensure!(answered.len() > 30, "only {answered:?}");
+    for operation in answered {
+        let path = bins::repository().join(format!("tests/tests/cluster/operations/{operation}.rs"));
+        let tests = fs::read_to_string(&path).with_context(|| format!("{} is missing", path.display()))?;
+        ensure!(tests.contains("#[test]"), "{operation} has no test");
+    }
+    Ok(())
+}
+
 /// What stands in backquotes in the first column of the table behind `headline`.
 fn first_column(text: &str, headline: &str) -> Result<BTreeSet<String>> {
     let (_, section) = text.split_once(headline).with_context(|| format!("no section {headline}"))?;

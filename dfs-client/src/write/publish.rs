@@ -39,6 +39,7 @@ impl Core {
         let lost = |_| Error::new(ErrorCode::Internal, "the task that opens a version has failed");
         let file_id = told.await.map_err(lost)??;
         state.pending = Some(file_id);
+        self.is_pending.store(true, Ordering::Release);
         self.shared().cluster.will.began(self.ino, file_id);
         Ok(file_id)
     }
@@ -116,6 +117,7 @@ impl Core {
         state.published = true;
         if done {
             state.pending = None;
+            self.is_pending.store(false, Ordering::Release);
             self.shared().cluster.will.ended(pending);
         }
         self.dirty.store(false, Ordering::Release);
@@ -124,6 +126,7 @@ impl Core {
 
     /// Ends the pending version in the background.
     pub(super) fn end(&self, state: &mut State) {
+        self.is_pending.store(false, Ordering::Release);
         if let Some(file_id) = state.pending.take() {
             abandon(self.shared(), &self.session, self.ino, file_id);
         }

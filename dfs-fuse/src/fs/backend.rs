@@ -53,6 +53,10 @@ pub(crate) trait VersionWriter: Send + Sync + 'static {
     fn chunk_size(&self) -> u64;
     /// Whether something is unpublished.
     fn is_dirty(&self) -> bool;
+    /// Whether the cluster knows of it, and keeps the file for it should its name go.
+    fn is_held(&self) -> bool;
+    /// Lets the cluster know.
+    fn hold(&self) -> impl Future<Output = Outcome<()>> + Send;
     /// Why it failed, if it did.
     fn failure(&self) -> Option<Error>;
     /// Makes the content durable and visible.
@@ -181,6 +185,12 @@ impl VersionWriter for Writer {
     }
     fn is_dirty(&self) -> bool {
         Self::is_dirty(self)
+    }
+    fn is_held(&self) -> bool {
+        Self::is_held(self)
+    }
+    async fn hold(&self) -> Outcome<()> {
+        Self::hold(self).await
     }
     fn failure(&self) -> Option<Error> {
         Self::failure(self)

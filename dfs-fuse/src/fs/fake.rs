@@ -239,6 +239,12 @@ impl VersionWriter for FakeWriter {
     fn is_dirty(&self) -> bool {
         lock(&self.state).dirty
     }
+    fn is_held(&self) -> bool {
+        true
+    }
+    async fn hold(&self) -> Outcome<()> {
+        Ok(())
+    }
     fn failure(&self) -> Option<Error> {
         lock(&self.state).failure.clone()
     }

@@ -162,6 +162,20 @@ impl<B: Backend> OpenInode<B> {
         Ok(slot.downgrade())
     }
 
+    /// The cluster knows that the file is open for writing, and keeps it should its name go.
+    pub(crate) async fn hold(&self, backend: &B) -> Result<(), Error> {
+        let slot = self.writer(backend).await?;
+        let writer = slot.as_ref().expect("OpenInode::writer leaves one in the slot");
+        Ok(writer.hold().await?)
+    }
+
+    /// Whether it is open for writing without the cluster's knowing it: nothing was written yet, or all that was is published.
+    fn is_written_unheld(&self) -> bool {
+        let state = self.state();
+        let is_unheld = |writer: &B::Writer| !writer.is_held() && writer.failure().is_none();
+        state.write_handles > 0 && !state.is_removed && state.writer.as_ref().is_none_or(|writer| is_unheld(writer))
+    }
+
     /// The writer if there is one, shared with writes and reads.
     pub(crate) async fn slot(&self) -> RwLockReadGuard<'_, Slot<B::Writer>> {
         self.slot.read().await
@@ -503,6 +517,11 @@ impl<B: Backend> OpenInodes<B> {
         for inode in lock(&self.table).values() {
             inode.state().fetched = None;
         }
+    }
+
+    /// Those that are open for writing without the cluster's knowing it.
+    pub(crate) fn unheld(&self) -> Vec<Arc<OpenInode<B>>> {
+        lock(&self.table).values().filter(|inode| inode.is_written_unheld()).cloned().collect()
     }
 
     /// All of them.

@@ -27,6 +27,7 @@ mod model;
 mod mounts;
 mod names;
 mod observe;
+mod operations;
 mod read_only;
 mod refuse;
 mod rename;

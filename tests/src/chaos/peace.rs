@@ -115,7 +115,9 @@ impl Field {
             return Ok(());
         }
         let path = self.mount_path();
-        if let Err(error) = files::sh("cd \"$1\" && timeout 60 rm -rf trees registers", &[&path]) {
+        // A mount that was killed keeps the names of what it was writing, and with them their directories, until its session ends.
+        let script = "cd \"$1\" && { timeout 60 sh -c 'until rm -rf trees registers 2>/dev/null; do sleep 1; done' || rm -rf trees registers; }";
+        if let Err(error) = files::sh(script, &[&path]) {
             self.finding(format!("the files of the round cannot be removed: {error:#}"));
         }
         let is_empty = || files::names(&path).is_ok_and(|names| names.is_empty());

@@ -2,9 +2,11 @@
 # How fast lost copies are replaced: one metadata node, four storage nodes, three copies of everything, and one of the storage
 # nodes dies. Counted from the moment it is found dead until every chunk has three copies again.
 #
-#   scripts/bench-repair.sh [--peer moosefs] [--files N] [--small N] [--hang] [--runs N]
+#   scripts/bench-repair.sh [--peer moosefs] [--ram] [--warm] [--files N] [--small N] [--hang] [--runs N]
 #
 #   --peer moosefs   also MooseFS, set to repair as fast as it can (needs root and Debian's packages)
+#   --ram            on a disk in memory (12 GiB of it): what the systems cost, not what the one disk can sync
+#   --warm           what is to be copied is in the page cache
 #   --files N        large files, of 64 MiB (16)
 #   --small N        small files beside them, of 4 to 64 KiB (0)
 #   --hang           the node hangs (SIGSTOP) instead of being killed: no connection breaks
@@ -16,6 +18,8 @@ files=16
 small=0
 signal=KILL
 runs=1
+place=disk
+warm=
 while [ $# -gt 0 ]; do
     case $1 in
     --peer) peer=${2:?--peer needs a name} && shift ;;
@@ -23,7 +27,9 @@ while [ $# -gt 0 ]; do
     --small) small=${2:?--small needs a number} && shift ;;
     --runs) runs=${2:?--runs needs a number} && shift ;;
     --hang) signal=STOP ;;
-    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0" && exit ;;
+    --ram) place=ram ;;
+    --warm) warm=1 ;;
+    -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0" && exit ;;
     *) die "unknown option $1; see $0 --help" ;;
     esac
     shift
@@ -32,19 +38,29 @@ done
 [ "$(id -u)" = 0 ] || die "cold figures need root, who may drop the page cache"
 need_toolchain
 need_pkg python3 python3
+need_pkg mkfs.ext4 e2fsprogs
 can_mount || die "the benchmark needs FUSE"
 [ -n "${NO_BUILD:-}" ] || build
 
-base=$(mktemp -d /var/tmp/dfs-bench-repair.XXXXXX)
+base=$(mktemp -d -p /var/tmp --suffix=.dfs-repair)
 ctl="$BIN/dfsctl"
 hung=
 cleanup() {
     [ -z "$hung" ] || kill -KILL "$hung" 2>/dev/null || true
-    "$ctl" dev down --dir "$base/dfs" >/dev/null 2>&1 || true
-    [ -z "$peer" ] || scripts/peers/moosefs.sh stop "$base/peer" || true
+    "$ctl" dev down --dir "$base/fs/dfs" >/dev/null 2>&1 || true
+    [ -z "$peer" ] || scripts/peers/moosefs.sh stop "$base/fs/peer" || true
+    drop_disk || true
     rm -rf "$base"
 }
 trap cleanup EXIT
+
+fresh() { fresh_disk "$base/fs" 12 "$place"; }
+
+# What was written is on the disk, and in memory only if that is asked for.
+settle() {
+    sync
+    [ -n "$warm" ] || echo 3 >/proc/sys/vm/drop_caches
+}
 
 # fill DIR: the same bytes for each system.
 fill() {
@@ -69,20 +85,22 @@ P
 }
 
 dfs() {
-    "$ctl" dev up -m 1 -s 4 --heartbeat 1s --suspect 2s --dead 5s --dir "$base/dfs" --mount "$base/mnt" >/dev/null
+    fresh
+    "$ctl" dev up -m 1 -s 4 --heartbeat 1s --suspect 2s --dead 5s --dir "$base/fs/dfs" --mount "$base/fs/mnt" >/dev/null
     # shellcheck disable=SC1091 # written by dev up
-    . "$base/dfs/env"
-    fill "$base/mnt"
+    . "$base/fs/dfs/env"
+    fill "$base/fs/mnt"
     "$ctl" wait healthy --quiet --timeout 5m >/dev/null
-    echo 3 >/proc/sys/vm/drop_caches
+    settle
+    local killed=$EPOCHREALTIME
     if [ $signal = KILL ]; then
-        "$ctl" dev kill storage-1 --dir "$base/dfs" >/dev/null
+        "$ctl" dev kill storage-1 --dir "$base/fs/dfs" >/dev/null
     else
-        "$ctl" dev pause storage-1 --dir "$base/dfs" >/dev/null
+        "$ctl" dev pause storage-1 --dir "$base/fs/dfs" >/dev/null
     fi
-    python3 - "$ctl" "$base/dfs" "$signal" <<'P'
+    python3 - "$ctl" "$base/fs/dfs" "$signal" "$killed" <<'P'
 import datetime, glob, json, re, subprocess, sys, time
-ctl, home, signal = sys.argv[1:]
+ctl, home, signal, killed = sys.argv[1:]
 logs = glob.glob(home + "/**/meta-1*.log", recursive=True) or sys.exit("no log of meta-1 below " + home)
 def at(text):
     found = None
@@ -94,7 +112,7 @@ def at(text):
         return None, ""
     stamp = re.match(r"\S+", found).group(0).replace("Z", "+00:00")
     return datetime.datetime.fromisoformat(stamp).timestamp(), found
-begun, samples = time.time(), []
+begun, samples = float(killed), []
 while True:
     dead, _ = at("storage node is dead")
     done, line = at("every chunk has all its copies again")
@@ -114,55 +132,60 @@ for when, eta, left in samples:
     if eta is not None and left and rest > 0.2 and rest < took / 2:
         worst = max(worst, abs(eta / 1000 - rest) / rest)
 print(json.dumps(dict(fs="dfs", signal=signal, copies=copies, mb=round(bytes_ / 1e6, 1), seconds=round(took, 2),
-                      mb_s=round(bytes_ / 1e6 / took, 1), copies_s=round(copies / took, 1), eta_error=round(worst, 2))))
+                      mb_s=round(bytes_ / 1e6 / took, 1), copies_s=round(copies / took, 1), from_failure_s=round(done - begun, 2), eta_error=round(worst, 2))))
 P
-    "$ctl" dev down --dir "$base/dfs" >/dev/null 2>&1 || true
-    rm -rf "$base/dfs"
+    "$ctl" dev down --dir "$base/fs/dfs" >/dev/null 2>&1 || true
 }
 
 moosefs() {
-    PEER_SERVERS=4 PEER_FAST=1 scripts/peers/moosefs.sh start "$base/peer"
-    fill "$base/peer/mnt"
+    fresh
+    PEER_SERVERS=4 PEER_FAST=1 scripts/peers/moosefs.sh start "$base/fs/peer"
+    fill "$base/fs/peer/mnt"
     sleep 5
-    sync
-    echo 3 >/proc/sys/vm/drop_caches
+    settle
     local pid
-    pid=$(pgrep -f "mfschunkserver -c $base/peer/etc/server1.cfg" | head -n 1)
+    pid=$(pgrep -f "mfschunkserver -c $base/fs/peer/etc/server1.cfg" | head -n 1)
     [ $signal = KILL ] || hung=$pid
-    python3 - "$pid" "$signal" "$base/peer" <<'P'
+    python3 - "$pid" "$signal" "$base/fs/peer" <<'P'
 import json, os, re, signal, sys, time
 pid, name, base = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-whole = re.compile(r"chunk_[0-9A-F]{16}_(?!00000000)[0-9A-F]{8}\.mfs$")
+# A copy under way has the version 0.
+file = re.compile(r"chunk_[0-9A-F]{16}_([0-9A-F]{8})\.mfs$")
 def chunks(server):
     for i in range(256):
         folder = f"{base}/server{server}/chunks/{i:02X}"
         if os.path.isdir(folder):
-            yield from (entry.path for entry in os.scandir(folder) if whole.match(entry.name))
-lost = list(chunks(1))
+            for entry in os.scandir(folder):
+                found = file.match(entry.name)
+                if found:
+                    yield entry.path, found.group(1) != "00000000"
+lost = [path for path, whole in chunks(1) if whole]
 size = sum(os.path.getsize(path) for path in lost)
-count = lambda: sum(1 for server in (2, 3, 4) for _ in chunks(server))
-before, start = count(), time.monotonic()
+def count():
+    whole = [whole for server in (2, 3, 4) for _, whole in chunks(server)]
+    return sum(whole), len(whole)
+(before, files), start = count(), time.monotonic()
 os.kill(pid, getattr(signal, "SIG" + name))
-# Its master says nothing of when it finds a server gone: the first new chunk is the nearest that can be seen, and in its favour.
-first = None
+# Its master says nothing of when it finds a server gone: the moment before the first copy is begun is the latest that it can be,
+# and in its favour.
+begun, last = None, 0.0
 while True:
-    now, t = count(), time.monotonic() - start
-    if first is None and now > before:
-        first = t
+    (now, all_), t = count(), time.monotonic() - start
+    if begun is None and all_ > files:
+        begun = last
     if now >= before + len(lost):
         break
     if t > 600:
         sys.exit("no full replication within 10 minutes")
-    time.sleep(0.02)
-detected = 2.0 if name == "STOP" else 0.0
-print(json.dumps(dict(fs="moosefs", signal=name, copies=len(lost), mb=round(size / 1e6, 1), seconds=round(t - detected, 2),
-                      mb_s=round(size / 1e6 / (t - detected), 1), copies_s=round(len(lost) / (t - detected), 1),
-                      after_first_copy_s=round(t - first, 2))))
+    last = t
+    time.sleep(0.01)
+took = t - begun
+print(json.dumps(dict(fs="moosefs", signal=name, copies=len(lost), mb=round(size / 1e6, 1), seconds=round(took, 2),
+                      mb_s=round(size / 1e6 / took, 1), copies_s=round(len(lost) / took, 1), from_failure_s=round(t, 2))))
 P
     [ -z "$hung" ] || kill -KILL "$hung" 2>/dev/null || true
     hung=
-    scripts/peers/moosefs.sh stop "$base/peer"
-    rm -rf "$base/peer"
+    scripts/peers/moosefs.sh stop "$base/fs/peer"
 }
 
 for run in $(seq "$runs"); do

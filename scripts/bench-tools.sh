@@ -30,34 +30,16 @@ need_pkg mkfs.ext4 e2fsprogs
 build
 
 base=$(mktemp -d -p /var/tmp --suffix=.dfs-tools)
-disk=$(mktemp -p /dev/shm --suffix=.dfs-tools)
 ctl="$BIN/dfsctl"
-loop=
 cleanup() {
     "$ctl" dev down --dir "$base/fs/dfs" >/dev/null 2>&1 || true
     [ -z "$peer" ] || scripts/peers/moosefs.sh stop "$base/fs/peer" || true
     drop_disk || true
-    rm -rf "$base" "$disk"
+    rm -rf "$base"
 }
 trap cleanup EXIT
 
-drop_disk() {
-    [ -n "$loop" ] || return 0
-    umount "$base/fs" 2>/dev/null || umount -l "$base/fs"
-    losetup -d "$loop"
-    loop=
-}
-
-# A fresh file system for each: ext4 makes files much more slowly for minutes after many were deleted.
-fresh() {
-    drop_disk
-    mkdir -p "$base/fs"
-    rm -f "$disk"
-    truncate -s 8G "$disk"
-    loop=$(losetup --find --show "$disk")
-    mkfs.ext4 -q -F -E lazy_itable_init=0,nodiscard "$loop"
-    mount "$loop" "$base/fs"
-}
+fresh() { fresh_disk "$base/fs" 8 ram; }
 
 say "The tree"
 sources=${CARGO_HOME:-$HOME/.cargo}/registry/src

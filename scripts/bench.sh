@@ -27,42 +27,21 @@ done
 [ "$(id -u)" = 0 ] || die "cold figures need root, who may drop the page cache"
 need_toolchain
 can_mount || die "the benchmark needs FUSE"
+need_pkg mkfs.ext4 e2fsprogs
 build
 
-base=$(mktemp -d /var/tmp/dfs-bench.XXXXXX)
-disk=$base/disk
-if [ "$place" = ram ]; then
-    free=$(awk '/^MemAvailable:/ { print int($2 / 1048576) }' /proc/meminfo)
-    [ "$free" -ge 18 ] || die "a disk in memory needs 18 GiB of free memory, this machine has $free"
-    disk=$(mktemp /dev/shm/dfs-bench.XXXXXX)
-fi
-loop=
+base=$(mktemp -d -p /var/tmp --suffix=.dfs-bench)
 cleanup() {
     "$BIN/dfsctl" dev down --dir "$base/fs/dfs" >/dev/null 2>&1 || true
     [ -z "$peer" ] || scripts/peers/moosefs.sh stop "$base/fs/peer" || true
     drop_disk || true
-    rm -rf "$base" "$disk"
+    rm -rf "$base"
 }
 trap cleanup EXIT
 
-drop_disk() {
-    [ -n "$loop" ] || return 0
-    umount "$base/fs" 2>/dev/null || umount -l "$base/fs"
-    losetup -d "$loop"
-    rm -f "$disk"
-    loop=
-}
-
-# Each system gets a fresh file system: ext4 makes files much more slowly for minutes after many were deleted. The loop device
-# goes past the page cache of the file system below, which would hold everything a second time.
+# Each system gets a disk of its own; to see that the benchmark works any place will do.
 fresh() {
-    drop_disk
-    mkdir -p "$base/fs"
-    [ -z "$smoke" ] && have mkfs.ext4 || return 0
-    truncate -s 14G "$disk"
-    loop=$(losetup --find --show --direct-io=on "$disk")
-    mkfs.ext4 -q -F -E lazy_itable_init=0,nodiscard "$loop"
-    mount "$loop" "$base/fs"
+    if [ -n "$smoke" ]; then mkdir -p "$base/fs"; else fresh_disk "$base/fs" 14 "$place"; fi
 }
 
 measure() {

@@ -116,3 +116,35 @@ need_docker() {
 
 # is_mounted PATH, without touching it.
 is_mounted() { awk -v path="$1" '$5 == path { found = 1 } END { exit !found }' /proc/self/mountinfo; }
+
+# A disk for one measurement: fresh_disk DIR SIZE ram|disk puts a new ext4 of SIZE (GiB) at DIR, over a file in memory or below
+# /var/tmp, and drops the one before. A new one for each system, because ext4 makes files much more slowly for minutes after many
+# were deleted. The loop device goes past the page cache of the file system below, which would hold everything a second time.
+FRESH_DIR=
+FRESH_FILE=
+FRESH_LOOP=
+fresh_disk() {
+    drop_disk
+    local below=/var/tmp free
+    if [ "$3" = ram ]; then
+        below=/dev/shm
+        free=$(awk '/^MemAvailable:/ { print int($2 / 1048576) }' /proc/meminfo)
+        [ "$free" -ge $(($2 + 4)) ] || die "a disk in memory needs $(($2 + 4)) GiB of free memory, this machine has $free"
+    fi
+    FRESH_DIR=$1
+    FRESH_FILE=$(mktemp -p $below --suffix=.dfs-disk)
+    truncate -s "$2G" "$FRESH_FILE"
+    FRESH_LOOP=$(losetup --find --show --direct-io=on "$FRESH_FILE")
+    mkfs.ext4 -q -F -E lazy_itable_init=0,nodiscard "$FRESH_LOOP"
+    mkdir -p "$FRESH_DIR"
+    mount "$FRESH_LOOP" "$FRESH_DIR"
+}
+
+drop_disk() {
+    [ -n "$FRESH_FILE" ] || return 0
+    ! is_mounted "$FRESH_DIR" || umount "$FRESH_DIR" 2>/dev/null || umount -l "$FRESH_DIR"
+    [ -z "$FRESH_LOOP" ] || losetup -d "$FRESH_LOOP"
+    rm -f "$FRESH_FILE"
+    FRESH_FILE=
+    FRESH_LOOP=
+}

@@ -112,7 +112,8 @@ impl fmt::Display for Report {
 const SMALL_DISKS: [(&str, u64); 2] = [("storage-4", 768 << 20), ("meta-3", 256 << 20)];
 /// The deadline of the mounts. An operation may take four times that.
 const DEADLINE: Duration = Duration::from_secs(5);
-const MOUNTS: usize = 2;
+/// The mount that has a supervisor.
+const SUPERVISED: &str = "mnt-2";
 
 /// Runs the rounds on a new cluster. It takes root and FUSE.
 ///
@@ -122,7 +123,7 @@ pub fn run(settings: &Settings) -> Result<Report> {
     let builder = Cluster::builder()
         .metas(3)
         .storages(4)
-        .machines(MOUNTS)
+        .machines(2)
         .faults()
         .meta_flag("--session-lease", "12s")
         .meta_flag("--gc-grace", "5s")
@@ -135,7 +136,7 @@ pub fn run(settings: &Settings) -> Result<Report> {
     }
     cluster.start_all().context("start")?;
     let options = format!("cache=0,timeout={}s", DEADLINE.as_secs());
-    let mounts = (0..MOUNTS).map(|_| cluster.mount_with(&options)).collect::<Result<Vec<_>>>()?;
+    let mounts = vec![cluster.mount_with(&options)?, cluster.mount_supervised(&options)?];
     let mut field = field::Field::new(cluster, mounts, settings.verbose)?;
     for round in 0..settings.rounds {
         field.round(settings.seed + round, settings.round)?;

@@ -441,10 +441,22 @@ impl Cluster {
     /// # Errors
     /// It does not come up.
     pub fn mount_with(&mut self, options: &str) -> Result<Mount> {
+        self.mount_by(options, &[])
+    }
+
+    /// A new mount with `-o options` and a supervisor, which starts another process when the one that serves dies.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn mount_supervised(&mut self, options: &str) -> Result<Mount> {
+        self.mount_by(options, &["--supervise"])
+    }
+
+    fn mount_by(&mut self, options: &str, more: &[&str]) -> Result<Mount> {
         self.mounts += 1;
         let name = format!("mnt-{}", self.mounts);
         let (path, log) = (self.dir().join(&name), self.log(&name));
-        Mount::start_on(self.site.namespace(&name), &self.meta_addresses(), &path, options, log)
+        Mount::start_on(self.site.namespace(&name), &self.meta_addresses(), &path, options, more, log)
     }
 
     /// Ends the test: unmounts, stops every node that runs, and looks through all logs.

@@ -27,15 +27,16 @@ impl Mount {
     /// # Errors
     /// It does not come up in time.
     pub fn start(meta: &str, path: &Path, options: &str, log: PathBuf) -> Result<Self> {
-        Self::start_on(None, meta, path, options, log)
+        Self::start_on(None, meta, path, options, &[], log)
     }
 
-    /// The same by a process on the machine behind `namespace`.
+    /// The same with more arguments, by a process on the machine behind `namespace`.
     pub(crate) fn start_on(
         namespace: Option<PathBuf>,
         meta: &str,
         path: &Path,
         options: &str,
+        more: &[&str],
         log: PathBuf,
     ) -> Result<Self> {
         fs::create_dir_all(path)?;
@@ -43,6 +44,7 @@ impl Mount {
         if !options.is_empty() {
             args.extend(["-o".to_owned(), options.to_owned()]);
         }
+        args.extend(more.iter().map(|&arg| arg.to_owned()));
         let name = path.file_name().map_or_else(|| "mount".into(), |name| name.to_string_lossy().into_owned());
         let process = Process::new(&name, bins::path("mount.dfs")?, args, Vec::new(), log).on(namespace);
         let mut mount = Self { process, path: path.to_owned() };

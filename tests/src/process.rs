@@ -105,6 +105,20 @@ impl Process {
         send(pid, signal)
     }
 
+    /// Processes that it has started and that run.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn children(&self) -> Result<Vec<u32>> {
+        let pid = self.pid().with_context(|| format!("{} does not run", self.name))?;
+        let mut children = Vec::new();
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let text = fs::read_to_string(task?.path().join("children"))?;
+            children.extend(text.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+        Ok(children)
+    }
+
     /// SIGKILL, and waits until it is gone.
     ///
     /// # Errors

@@ -11,14 +11,14 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    Report, SMALL_DISKS, damage,
+    Report, SMALL_DISKS, SUPERVISED, damage,
     schedule::{self, Fault, Shape, Strike},
     watch::Workers,
 };
 use crate::{
     Cluster, Mount, logs, mount,
     network::{self, Way},
-    process::Process,
+    process::{self, Process},
 };
 
 /// Between two looks.
@@ -29,6 +29,14 @@ const RESTART: Duration = Duration::from_millis(700);
 const EXCUSED: Duration = Duration::from_secs(5);
 /// A process is gone this long after `kill -9`.
 const KILLED_MAX: Duration = Duration::from_secs(20);
+
+/// A signal for a process that may have ended meanwhile.
+fn send_if_there(pid: u32, signal: i32) -> Result<()> {
+    match process::send(pid, signal) {
+        Err(_) if !Path::new(&format!("/proc/{pid}")).exists() => Ok(()),
+        outcome => outcome,
+    }
+}
 
 /// What ends a fault.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,6 +76,7 @@ impl Field {
             metas: names("meta", 3),
             storages: names("storage", 4),
             mounts: names("mnt", mounts.len()),
+            supervised: vec![SUPERVISED.to_owned()],
             small_disks,
         };
         let paths = mounts.iter().map(|mount| mount.path().to_owned()).collect();
@@ -168,6 +177,7 @@ impl Field {
                 Some(name) => self.kill(&name, strike.lasts)?,
                 None => false,
             },
+            Fault::KillServing(name) => self.kill_serving(name)?,
             Fault::Stop(name) => self.stop(name, strike.lasts)?,
             Fault::StopLeader => match self.leader() {
                 Some(name) => self.stop(&name, strike.lasts)?,
@@ -204,8 +214,14 @@ impl Field {
     fn end(&mut self, name: &str) -> Result<()> {
         self.stopped.remove(name);
         self.mounted.remove(name);
+        // A supervisor first, which would start another one for each that ends.
+        let children = self.process(name).children()?;
         let process = self.process(name);
         process.signal(libc::SIGKILL)?;
+        for child in children {
+            send_if_there(child, libc::SIGKILL)?;
+        }
+        let process = self.process(name);
         if let Err(error) = process.wait_exit(KILLED_MAX) {
             self.finding(format!("{name} is not gone after kill -9: {error}"));
         }
@@ -219,11 +235,31 @@ impl Field {
         Ok(true)
     }
 
+    fn kill_serving(&mut self, name: &str) -> Result<bool> {
+        if !self.is_up(name) || self.stopped.contains(name) || !self.mounted.contains(name) {
+            return Ok(false);
+        }
+        let children = self.process(name).children()?;
+        for child in &children {
+            send_if_there(*child, libc::SIGKILL)?;
+        }
+        Ok(!children.is_empty())
+    }
+
+    /// To a process and to those that it has started.
+    fn signal_all(&mut self, name: &str, signal: i32) -> Result<()> {
+        self.process(name).signal(signal)?;
+        for child in self.process(name).children()? {
+            send_if_there(child, signal)?;
+        }
+        Ok(())
+    }
+
     fn stop(&mut self, name: &str, lasts: Duration) -> Result<bool> {
         if !self.is_up(name) || !self.stopped.insert(name.to_owned()) {
             return Ok(false);
         }
-        self.process(name).signal(libc::SIGSTOP)?;
+        self.signal_all(name, libc::SIGSTOP)?;
         self.later(lasts, Remedy::Continue(name.to_owned()));
         Ok(true)
     }
@@ -281,7 +317,7 @@ impl Field {
         self.say(&format!("{remedy:?}"));
         match remedy {
             Remedy::Start(name) => self.launch(&name),
-            Remedy::Continue(name) if self.stopped.remove(&name) => self.process(&name).signal(libc::SIGCONT),
+            Remedy::Continue(name) if self.stopped.remove(&name) => self.signal_all(&name, libc::SIGCONT),
             Remedy::Continue(_) => Ok(()),
             Remedy::Heal(cut) => {
                 self.cuts.remove(&cut);

@@ -13,7 +13,15 @@ use crate::{
 
 /// Lines of ERROR that faults bring about.
 pub(super) fn expected_logs() -> Expectations {
-    let lines = ["corrupt", "checksum", "damaged", "No space left", "Input/output error"];
+    let lines = [
+        "corrupt",
+        "checksum",
+        "damaged",
+        "No space left",
+        "the disk is full",
+        "Input/output error",
+        "the process that served the mount died",
+    ];
     Expectations { warnings: true, lines: lines.map(str::to_owned).to_vec() }
 }
 

@@ -19,6 +19,8 @@ pub struct Shape {
     pub storages: Vec<String>,
     /// Names of the mounts.
     pub mounts: Vec<String>,
+    /// Mounts with a supervisor, which goes on when the process that serves dies.
+    pub supervised: Vec<String>,
     /// Nodes whose disks are small file systems of their own.
     pub small_disks: Vec<String>,
 }
@@ -32,6 +34,8 @@ pub enum Fault {
     KillAll,
     /// The same for the metadata leader of that moment.
     KillLeader,
+    /// `kill -9` of the process that serves a mount, but not of its supervisor.
+    KillServing(String),
     /// SIGSTOP, then SIGCONT.
     Stop(String),
     /// The same for the metadata leader of that moment.
@@ -69,6 +73,7 @@ impl Fault {
             Self::Kill(_) => "kill",
             Self::KillAll => "kill all",
             Self::KillLeader => "kill leader",
+            Self::KillServing(_) => "kill serving",
             Self::Stop(_) => "stop",
             Self::StopLeader => "stop leader",
             Self::Cut { way: Way::Both, .. } => "cut",
@@ -90,6 +95,7 @@ impl fmt::Display for Fault {
             Self::KillAll | Self::KillLeader | Self::StopLeader => write!(f, "{}", self.kind()),
             Self::Cut { host, way, others } => write!(f, "cut {way:?} {host} from {}", others.join(" ")),
             Self::Kill(name)
+            | Self::KillServing(name)
             | Self::Stop(name)
             | Self::Fill(name)
             | Self::FlipChunks(name)
@@ -159,7 +165,7 @@ impl Planner<'_> {
 
     fn fault(&mut self) -> Fault {
         let servers = [&self.shape.metas[..], &self.shape.storages[..]].concat();
-        match self.rng.below(24) {
+        match self.rng.below(26) {
             0..=4 => Fault::Kill(self.rng.pick(&servers).clone()),
             5 => Fault::Kill(self.rng.pick(&self.shape.mounts).clone()),
             6 => Fault::KillLeader,
@@ -170,6 +176,7 @@ impl Planner<'_> {
             13 => Fault::Fill(self.rng.pick(&self.shape.small_disks).clone()),
             14 | 15 => self.damage_chunks(),
             16 => self.damage_meta(),
+            17 | 18 => Fault::KillServing(self.rng.pick(&self.shape.supervised).clone()),
             _ => self.cut(),
         }
     }
@@ -218,6 +225,7 @@ mod tests {
             metas: names("meta", 3),
             storages: names("storage", 4),
             mounts: names("mnt", 2),
+            supervised: vec!["mnt-2".into()],
             small_disks: vec!["meta-3".into(), "storage-4".into()],
         }
     }
@@ -248,6 +256,6 @@ mod tests {
             }
             assert!(storages.len() <= 1 && metas.len() <= 1, "seed {seed}: {storages:?} {metas:?}");
         }
-        assert_eq!(kinds.len(), 14, "{kinds:?}");
+        assert_eq!(kinds.len(), 15, "{kinds:?}");
     }
 }

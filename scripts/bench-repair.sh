@@ -121,8 +121,9 @@ while True:
     if time.time() - begun > 600:
         sys.exit("no full replication within 10 minutes")
     if dead:
+        asked = time.time()
         status = json.loads(subprocess.run([ctl, "repair", "status", "--json"], capture_output=True, text=True).stdout)
-        samples.append((time.time(), status["eta_ms"], status["lacking"]["copies"]))
+        samples.append(((asked + time.time()) / 2, status["eta_ms"], status["lacking"]["copies"]))
     time.sleep(0.05)
 copies, bytes_ = (int(re.search(key + r"=(\d+)", line).group(1)) for key in ("copies", "bytes"))
 took = done - dead

@@ -469,7 +469,7 @@ impl<B: Backend> Fs<B> {
             if self.unpublished(&inode).await?.is_some() {
                 self.publish(&inode, false).await?;
             }
-            if inode.is_written_without_name() {
+            if inode.is_written_without_name() || inode.is_open_for_writing() && self.is_gone(ino).await? {
                 return Err(Error::refused(
                     libc::EBUSY,
                     "a file without a name is open for writing, which goes with this process",
@@ -477,6 +477,15 @@ impl<B: Backend> Fs<B> {
             }
         }
         Ok(())
+    }
+
+    /// Whether no name leads to `ino` any more.
+    async fn is_gone(&self, ino: InodeId) -> Result<bool, Error> {
+        match self.backend.getattr(ino).await.map_err(Error::from) {
+            Ok(attr) => Ok(attr.nlink == 0),
+            Err(error) if error.is_not_found() => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     fn published(&self, inode: &OpenInode<B>, outcome: Result<Attr, dfs_client::Error>) -> Result<(), Error> {

@@ -367,6 +367,11 @@ impl<B: Backend> OpenInode<B> {
         state.write_handles > 0 && (state.is_removed || state.is_being_changed())
     }
 
+    /// Whether there are handles that may write.
+    pub(crate) fn is_open_for_writing(&self) -> bool {
+        self.state().write_handles > 0
+    }
+
     /// Whether the file is being written here and the cluster does not list it yet.
     pub(crate) fn is_unpublished_writer(&self) -> bool {
         let state = self.state();

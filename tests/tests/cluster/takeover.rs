@@ -268,6 +268,13 @@ fn an_upgrade_that_would_lose_something_is_refused() -> Result<()> {
     temporary.read_to_string(&mut content)?;
     ensure!(content == "only here");
     drop(temporary);
+    // The same of one that was published, and not written since it was opened.
+    files::write(&path, b"published")?;
+    let unwritten = OpenOptions::new().write(true).open(&path)?;
+    fs::remove_file(&path)?;
+    let refused = upgrade(mount.path())?;
+    ensure!(refused.code != 0 && refused.stderr.contains("without a name"), "{refused:?}");
+    drop(unwritten);
     let done = upgrade(mount.path())?;
     ensure!(done.code == 0, "{done:?}");
     let foreground = cluster.mount()?;

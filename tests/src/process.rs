@@ -105,18 +105,15 @@ impl Process {
         send(pid, signal)
     }
 
-    /// Processes that it has started and that run.
-    ///
-    /// # Errors
-    /// It does not run.
-    pub fn children(&self) -> Result<Vec<u32>> {
-        let pid = self.pid().with_context(|| format!("{} does not run", self.name))?;
-        let mut children = Vec::new();
-        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let text = fs::read_to_string(task?.path().join("children"))?;
-            children.extend(text.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
-        }
-        Ok(children)
+    /// Processes that it has started and that run; none if it has ended.
+    #[must_use]
+    pub fn children(&self) -> Vec<u32> {
+        let Some(pid) = self.pid() else { return Vec::new() };
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        // A thread, or all of it, may end while it is looked at.
+        let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        let words = texts.collect::<Vec<_>>().join(" ");
+        words.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
     /// SIGKILL, and waits until it is gone.

@@ -215,7 +215,7 @@ impl Field {
         self.stopped.remove(name);
         self.mounted.remove(name);
         // A supervisor first, which would start another one for each that ends.
-        let children = self.process(name).children()?;
+        let children = self.process(name).children();
         let process = self.process(name);
         process.signal(libc::SIGKILL)?;
         for child in children {
@@ -239,7 +239,7 @@ impl Field {
         if !self.is_up(name) || self.stopped.contains(name) || !self.mounted.contains(name) {
             return Ok(false);
         }
-        let children = self.process(name).children()?;
+        let children = self.process(name).children();
         for child in &children {
             send_if_there(*child, libc::SIGKILL)?;
         }
@@ -249,7 +249,7 @@ impl Field {
     /// To a process and to those that it has started.
     fn signal_all(&mut self, name: &str, signal: i32) -> Result<()> {
         self.process(name).signal(signal)?;
-        for child in self.process(name).children()? {
+        for child in self.process(name).children() {
             send_if_there(child, signal)?;
         }
         Ok(())

@@ -2,6 +2,9 @@
 //!
 //! A small chunk costs more than its bytes: opening, syncing and naming a file, an answer, a record. So the time that is left
 //! is judged by *effort*: the bytes and a fixed amount for each chunk.
+//!
+//! A repair gets up to speed in its first moments: connections, the first jobs of each node, the memory that has to be found. So
+//! a young one is judged by the later half of what it has done.
 
 use std::{
     collections::VecDeque,
@@ -10,6 +13,8 @@ use std::{
 
 /// What is looked back at. Long enough to even out the bursts of results, short enough to follow a changed limit.
 const WINDOW: Duration = Duration::from_secs(10);
+/// The same for a young repair, at least.
+const WINDOW_MIN: Duration = Duration::from_millis(300);
 /// Results within this time are counted together.
 const STEP: Duration = Duration::from_millis(50);
 /// Without a result for this long the repair has stopped, and the next one is measured afresh.
@@ -104,14 +109,17 @@ impl Progress {
         if now.saturating_duration_since(last) > IDLE {
             return Rate::default();
         }
-        let in_window = |step: &&Step| now.saturating_duration_since(step.at) <= WINDOW;
+        let age = now.saturating_duration_since(began);
+        let window = (age / 2).clamp(WINDOW_MIN, WINDOW);
+        let in_window = |step: &&Step| now.saturating_duration_since(step.at) <= window;
         let mut steps = self.steps.iter().filter(in_window).peekable();
         let (first, count) = (steps.peek().map(|step| step.at), steps.clone().count());
         // What the first result tells took from before it, so it does not count, as soon as there are enough others to go by.
-        let (skipped, from) = if count > 2 { (1, first.unwrap_or(began)) } else { (0, began) };
+        let since = began.max(now.checked_sub(window).unwrap_or(began));
+        let (skipped, from) = if count > 2 { (1, first.unwrap_or(since)) } else { (0, since) };
         let (chunks, bytes) =
             steps.skip(skipped).fold((0, 0), |(chunks, bytes), step| (chunks + step.chunks, bytes + step.bytes));
-        let span = now.saturating_duration_since(from).min(WINDOW).max(STEP).as_secs_f64();
+        let span = now.saturating_duration_since(from).min(window).max(STEP).as_secs_f64();
         Rate { chunks_per_s: chunks as f64 / span, bytes_per_s: bytes as f64 / span }
     }
 
@@ -175,6 +183,28 @@ mod tests {
         (0..50).for_each(|copy| progress.note(4 << 20, at(copy)));
         let eta = progress.eta(50, 50 * (4 << 20), at(49)).expect("it moves").as_secs_f64();
         assert!((0.4..0.6).contains(&eta), "{eta} s for what takes half a second");
+    }
+
+    #[test]
+    fn a_slow_start_does_not_count_once_half_is_done() {
+        let start = Instant::now();
+        let mut progress = Progress::default();
+        progress.begin(start);
+        // 20 copies in the first 0.4 s, and 172 in 0.8 s then.
+        let at = |copy: u64| {
+            start + Duration::from_millis(if copy < 20 { copy * 20 } else { 400 + (copy - 20) * 800 / 172 })
+        };
+        let end = at(192);
+        for copy in 0..192 {
+            let now = at(copy);
+            progress.note(4 << 20, now);
+            if copy >= 96 && copy < 170 {
+                let left = 191 - copy;
+                let eta = progress.eta(left, left * (4 << 20), now).expect("it moves").as_secs_f64();
+                let real = (end - now).as_secs_f64();
+                assert!((eta - real).abs() <= real * 0.3, "{eta} s told, {real} s left after {copy} copies");
+            }
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 #   scripts/bench-repair.sh [--peer moosefs] [--ram] [--warm] [--files N] [--small N] [--hang] [--runs N]
 #
 #   --peer moosefs   also MooseFS, set to repair as fast as it can (needs root and Debian's packages)
-#   --ram            on a disk in memory (12 GiB of it): what the systems cost, not what the one disk can sync
+#   --ram            on a disk in memory (16 GiB of it): what the systems cost, not what the one disk can sync
 #   --warm           what is to be copied is in the page cache
 #   --files N        large files, of 64 MiB (16)
 #   --small N        small files beside them, of 4 to 64 KiB (0)
@@ -54,7 +54,8 @@ cleanup() {
 }
 trap cleanup EXIT
 
-fresh() { fresh_disk "$base/fs" 12 "$place"; }
+# Room for three copies and a fourth of what is copied, and half as much again that the servers keep free.
+fresh() { fresh_disk "$base/fs" $((8 + files / 2)) "$place"; }
 
 # What was written is on the disk, and in memory only if that is asked for.
 settle() {

@@ -94,8 +94,9 @@ start() {
 
 stop() {
     unmount_it
-    local i
-    for i in $(seq $servers); do mfschunkserver -c "$dir/etc/server$i.cfg" stop >/dev/null 2>&1 || true; done
+    # All that were started, however many the caller has in mind.
+    local config
+    for config in "$dir"/etc/server*.cfg; do mfschunkserver -c "$config" stop >/dev/null 2>&1 || true; done
     mfsmaster -c "$dir/etc/master.cfg" stop >/dev/null 2>&1 || true
     ip netns delete $space 2>/dev/null || true
 }

@@ -198,7 +198,7 @@ mod tests {
         for copy in 0..192 {
             let now = at(copy);
             progress.note(4 << 20, now);
-            if copy >= 96 && copy < 170 {
+            if (96..170).contains(&copy) {
                 let left = 191 - copy;
                 let eta = progress.eta(left, left * (4 << 20), now).expect("it moves").as_secs_f64();
                 let real = (end - now).as_secs_f64();

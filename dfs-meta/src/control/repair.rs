@@ -452,6 +452,11 @@ impl Planner {
         Some(job)
     }
 
+    /// So long it took to record results of jobs.
+    pub fn recorded_in(&mut self, took: Duration) {
+        self.progress.recorded_in(took);
+    }
+
     /// A bad copy of `chunk` lies on `node`: no new one goes there for a long time, or until it is known to be deleted.
     pub fn distrust(&mut self, chunk: ChunkId, node: NodeId, reason: &str, now: Instant) {
         self.pause(chunk, node, &Cause { code: ErrorCode::Corrupt, message: reason.to_owned() }, now);

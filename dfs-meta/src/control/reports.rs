@@ -67,6 +67,7 @@ impl Handle {
         // Also for jobs that this leader does not know: the copies are there. What was made for a chunk that nobody
         // references any more is found by the inventory.
         let replicas: Vec<_> = results.iter().filter(|r| r.failure.is_none()).map(|r| (r.chunk, r.target)).collect();
+        let heard = self.lead(|_, now| now)?;
         if !replicas.is_empty() {
             // Moves are recorded when the other copy has gone.
             let moved = self.lead(|soft, _| {
@@ -106,6 +107,7 @@ impl Handle {
             for result in &results {
                 soft.planner.finish(result.job, result.failure.as_ref(), now);
             }
+            soft.planner.recorded_in(now.saturating_duration_since(heard));
         })?;
         self.inner.finished.notify_one();
         Ok(())

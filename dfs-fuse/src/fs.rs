@@ -360,9 +360,12 @@ impl<B: Backend> Fs<B> {
     /// the writers that it knows of, is told of all of them. They are few, and known from then on.
     async fn hold_written(&self) {
         for inode in self.inodes.unheld() {
-            if let Err(error) = inode.hold(&*self.backend).await {
-                // Not this operation's trouble: whoever writes that file hears of it with the next write.
-                tracing::debug!(ino = inode.ino.0, %error, "cannot keep a file for its writer");
+            // A failure is not this operation's trouble: whoever writes that file hears of it with the next write.
+            match inode.hold(&*self.backend).await {
+                Ok(()) => {}
+                // Another mount has removed it: there is nothing to ask for again with each name that goes here.
+                Err(error) if error.is_not_found() => inode.lost_name(true),
+                Err(error) => tracing::debug!(ino = inode.ino.0, %error, "cannot keep a file for its writer"),
             }
         }
     }

@@ -147,7 +147,7 @@ async fn leave(facts: &Facts) -> anyhow::Result<()> {
     }
     let outcome = match facts.fs.publish_all().await {
         Ok(()) => supervisor.send(&Word::Next(program), &[]).context("the supervisor is gone"),
-        Err(error) => Err(error).context("what was written and not closed cannot be stored"),
+        Err(error) => Err(error).context("what is open for writing cannot be brought to an end"),
     };
     if outcome.is_err() {
         facts.gate.open();

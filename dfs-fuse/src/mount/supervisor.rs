@@ -54,6 +54,8 @@ const HASTY_MAX: u32 = 2;
 /// Pause after the next one; it doubles with each.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Characters of what a process that was refused may say: it goes to the next one in one message.
+const REFUSAL_MAX: usize = 1000;
 /// How often the server is looked at. A killed process that waits in the kernel for a directory, to have a name forgotten there,
 /// stays until a program that works in that directory is answered, which nobody does before another process is started. Of all
 /// that can be waited for, nothing comes before the last of its threads has ended.
@@ -171,6 +173,7 @@ impl Supervisor {
     fn go_back(&mut self, status: Option<ExitStatus>) {
         let program = self.program.as_deref().unwrap_or(Path::new("")).display().to_string();
         let why = self.refusal.take().unwrap_or_else(|| format!("it ended ({}) without a word", words(status)));
+        let why: String = why.chars().take(REFUSAL_MAX).collect();
         tracing::error!(program, "the new program does not come to serve, going on with the old one: {why}");
         self.program.clone_from(&self.last_program);
         if let Some(handover) = &mut self.handover {

@@ -18,6 +18,8 @@ use std::{
 const WINDOW: Duration = Duration::from_secs(10);
 /// The same for a young repair, at least.
 const WINDOW_MIN: Duration = Duration::from_millis(300);
+/// Results by which the later half of a young repair can be judged; with fewer of them all of it counts.
+const RECENT_MIN: usize = 4;
 /// Results within this time are counted together.
 const STEP: Duration = Duration::from_millis(50);
 /// Without a result for this long the repair has stopped, and the next one is measured afresh.
@@ -121,9 +123,10 @@ impl Progress {
             return Rate::default();
         }
         let age = now.saturating_duration_since(began);
-        let window = (age / 2).clamp(WINDOW_MIN, WINDOW);
-        let in_window = |step: &&Step| now.saturating_duration_since(step.at) <= window;
-        let mut steps = self.steps.iter().filter(in_window).peekable();
+        let within = |window| self.steps.iter().filter(move |step| now.saturating_duration_since(step.at) <= window);
+        let recent = (age / 2).clamp(WINDOW_MIN, WINDOW);
+        let window = if within(recent).count() >= RECENT_MIN { recent } else { WINDOW };
+        let mut steps = within(window).peekable();
         let (first, count) = (steps.peek().map(|step| step.at), steps.clone().count());
         // What the first result tells took from before it, so it does not count, as soon as there are enough others to go by.
         let since = began.max(now.checked_sub(window).unwrap_or(began));
@@ -144,9 +147,9 @@ impl Progress {
         let per_s = rate.bytes_per_s + rate.chunks_per_s * CHUNK_EFFORT_BYTES as f64;
         let left = bytes as f64 + chunks as f64 * CHUNK_EFFORT_BYTES as f64;
         // A century is as good as never, and a duration has an end.
-        let untold = (per_s > 0.0).then(|| Duration::from_secs_f64((left / per_s).min(3e9)))?;
+        let at_this_rate = (per_s > 0.0).then(|| Duration::from_secs_f64((left / per_s).min(3e9)))?;
         // On the average a result waits for half a report before it, and for its own.
-        Some(untold.saturating_sub(self.recording * 3 / 2).max(self.recording / 2))
+        Some(at_this_rate.saturating_sub(self.recording * 3 / 2).max(self.recording / 2))
     }
 }
 
@@ -216,6 +219,25 @@ mod tests {
                 let eta = progress.eta(left, left * (4 << 20), now).expect("it moves").as_secs_f64();
                 let real = (end - now).as_secs_f64();
                 assert!((eta - real).abs() <= real * 0.3, "{eta} s told, {real} s left after {copy} copies");
+            }
+        }
+    }
+
+    #[test]
+    fn a_slow_repair_has_a_rate_between_two_results() {
+        let start = Instant::now();
+        let mut progress = Progress::default();
+        progress.begin(start);
+        // A copy every 4 s, as a limit of 1 MiB/s makes it, looked at four times a second.
+        for quarter in 1..200_u64 {
+            let now = start + Duration::from_millis(250 * quarter);
+            if quarter % 16 == 0 {
+                progress.note(4 << 20, now);
+            }
+            if quarter > 16 {
+                let rate = progress.rate(now).chunks_per_s;
+                assert!((0.1..0.6).contains(&rate), "{rate} copies a second after {} ms", 250 * quarter);
+                assert!(progress.eta(10, 10 * (4 << 20), now).is_some());
             }
         }
     }

@@ -27,6 +27,7 @@ fn what_cannot_be_linked() -> Result<()> {
     refused(Errno::NAMETOOLONG, link(&f, mount.join("n".repeat(256))))?;
     // Two mounts of one cluster are two file systems.
     refused(Errno::XDEV, link(&f, other.join("e")))?;
+    // By the directory's bits, or before them by the kernel's protection of other people's files.
     stranger_refused("ermi", "ln \"$1\"/f \"$1\"/e", mount.path())?;
     ensure!(stat(&f)?.st_nlink == 1);
     cluster.finish([mount, other])

@@ -102,6 +102,22 @@ fn a_published_file_that_is_open_for_writing_goes_on_without_its_name() -> Resul
 }
 
 #[test]
+fn a_file_removed_on_another_mount_before_it_was_written_is_gone_and_disturbs_nothing() -> Result<()> {
+    let (mut cluster, mount) = mounted()?;
+    let other = cluster.mount()?;
+    file(&mount.join("f"), b"content")?;
+    let writer = open(&mount.join("f"), OFlags::WRONLY)?;
+    unlink(other.join("f"))?;
+    for name in ["g", "h"] {
+        file(&mount.join(name), b"x")?;
+        unlink(mount.join(name))?;
+    }
+    refused(Errno::NOENT, rustix::io::pwrite(&writer, b"C", 0))?;
+    drop(writer);
+    cluster.finish([mount, other])
+}
+
+#[test]
 fn a_file_that_is_being_written_goes_and_its_name_is_free() -> Result<()> {
     let (cluster, mount) = mounted()?;
     let path = mount.join("f");

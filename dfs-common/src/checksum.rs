@@ -22,6 +22,14 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     u32::try_from(crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes)).expect("a 32-bit CRC fits")
 }
 
+/// CRC32C of `parts` one after the other.
+#[must_use]
+pub fn crc32c_of(parts: &[&[u8]]) -> u32 {
+    let mut digest = CrcDigest::new(CrcAlgorithm::Crc32Iscsi);
+    parts.iter().for_each(|part| digest.update(part));
+    u32::try_from(digest.finalize()).expect("a 32-bit CRC fits")
+}
+
 /// CRC32C of each 64 KiB block of `bytes`, the last one perhaps shorter.
 #[must_use]
 pub fn block_crcs(bytes: &[u8]) -> Vec<u32> {

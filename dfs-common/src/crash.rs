@@ -108,7 +108,7 @@ points! {
     PublishApplied = "publish-applied",
     /// Metadata leader: a restoration from the trash is agreed on, the client was not told.
     RestoreApplied = "restore-applied",
-    /// Metadata: entries are in the log's database and not synced.
+    /// Metadata: entries are in a file of the log, and it is not synced.
     LogWritten = "log-written",
     /// Metadata: entries of the log are synced, nobody was told.
     LogFlushed = "log-flushed",
@@ -116,6 +116,10 @@ points! {
     VoteSaved = "vote-saved",
     /// Metadata: it is durable up to where the log is not needed, and the entries are there still.
     LogPurged = "log-purged",
+    /// Metadata: a file of the log has its final length for good, the next one is not there.
+    LogSealed = "log-sealed",
+    /// Metadata: one file of the log whose entries are purged is removed for good, others may be there still.
+    LogShortened = "log-shortened",
     /// Metadata: a snapshot is written and synced under its temporary name.
     SnapshotWritten = "snapshot-written",
     /// Metadata: a snapshot has its name, and older ones and the log are there still.

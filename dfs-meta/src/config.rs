@@ -16,6 +16,11 @@ use crate::{
     raft::{self, Member},
 };
 
+/// Smallest file of the log, in bytes: a handful of commands.
+const LOG_FILE_SIZE_MIN: u64 = 64 << 10;
+/// Largest, in bytes: so much is read at once at the start.
+const LOG_FILE_SIZE_MAX: u64 = 1 << 30;
+
 /// Form of the log on standard error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum LogFormat {
@@ -113,6 +118,9 @@ pub struct Config {
     #[arg(long, env = "DFS_META_LOG_KEEP", default_value_t = 1000, value_name = "N",
           value_parser = clap::value_parser!(u64).range(10..))]
     pub log_keep: u64,
+    /// Bytes of a file of the log beyond which another one is begun, 64K to 1G; what is purged gives its space back by files
+    #[arg(long, env = "DFS_META_LOG_FILE_SIZE", default_value = "16M", value_name = "SIZE")]
+    pub log_file_size: ByteSize,
     /// Silence after which a client's session ends
     #[arg(long, env = "DFS_META_SESSION_LEASE", default_value = "60s", value_name = "TIME")]
     pub session_lease: Span,
@@ -190,6 +198,7 @@ impl Config {
             election_max: self.election_max.0,
             snapshot_threshold: self.snapshot_threshold,
             log_keep: self.log_keep,
+            log_file_bytes: self.log_file_size.0,
             log_bytes_max: raft::LOG_BYTES_MAX,
             trash_retention: self.trash_retention.0,
             cluster: fsm::Settings {
@@ -228,6 +237,9 @@ impl Config {
         }
         if !(u64::from(CHUNK_SIZE_MIN)..=u64::from(CHUNK_SIZE_MAX)).contains(&self.chunk_size.0) {
             return Err(format!("--chunk-size {} is not between 64K and 64M", self.chunk_size));
+        }
+        if !(LOG_FILE_SIZE_MIN..=LOG_FILE_SIZE_MAX).contains(&self.log_file_size.0) {
+            return Err(format!("--log-file-size {} is not between 64K and 1G", self.log_file_size));
         }
         if self.heartbeat.0.is_zero() || self.suspect.0 < self.heartbeat.0 * 2 {
             return Err(format!("--suspect {} must be at least twice --heartbeat {}", self.suspect, self.heartbeat));

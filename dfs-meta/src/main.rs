@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 /// What the libraries underneath report is either reported by ourselves, once, or is not for the person who runs the node:
 /// openraft writes several warnings and errors a second while a peer is down. A filter that names them wins.
-const QUIET: [&str; 3] = ["openraft", "sled", "h2"];
+const QUIET: [&str; 2] = ["openraft", "h2"];
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();

@@ -1,20 +1,14 @@
-//! What a metadata node keeps on disk: the log and the vote (a database), and snapshots (files).
+//! What a metadata node keeps on disk: the log and the vote, and snapshots.
 //!
 //! ```text
-//! DATA/raft/CURRENT               name of the log's directory in use
-//! DATA/raft/log-0001/             the database
+//! DATA/raft/journal-0000000001    log, vote, committed and purged position; the last file is appended to
 //! DATA/raft/MARK                  how far the log must reach
 //! DATA/snapshots/snapshot-I-T     newest two, by index and term
 //! DATA/snapshots/*.tmp            being written or received; removed at start
 //! ```
-//!
-//! The database never gives disk space back, so its directory has a generation: when it is both large and mostly dead at
-//! start, the live records are copied into the next one ([`disk`]). Only `disk` names the database.
-//! In a simulation the log is one plain file instead ([`journal`]).
 
 pub(crate) mod codec;
-pub(crate) mod disk;
-mod journal;
+pub(crate) mod journal;
 pub(crate) mod log;
 mod mark;
 pub(crate) mod snapshot;
@@ -27,67 +21,12 @@ pub(crate) use log::LogStore;
 
 pub(crate) use snapshot::{Head, SnapshotDir, SnapshotFile};
 
-use std::{
-    io,
-    panic::{self, AssertUnwindSafe},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
-
-use disk::{Contents, Disk};
-use journal::Journal;
-
-use crate::raft::types::Entry;
-
-/// Where the records of the log are. All writes come from the thread in [`writer`]; reads come from anywhere.
-pub(crate) trait Database: Send + Sync {
-    /// Reads and checks everything but the entries' payload.
-    fn contents(&self) -> Result<Contents, StoreError>;
-    /// Entries with an index in `from..to`; those that are missing are left out.
-    fn read(&self, from: u64, to: u64) -> Result<Vec<Entry>, StoreError>;
-    /// Puts encoded entries in place; durable after [`Database::flush`], as every change.
-    fn put_entries(&self, records: Vec<(u64, Vec<u8>)>) -> io::Result<()>;
-    /// Removes up to `limit` entries with an index in `from..=to`, and says whether more are left.
-    ///
-    /// The highest go first when `from_the_end`, so that a crash never leaves a hole in the log.
-    fn remove_entries(&self, from: u64, to: u64, limit: usize, from_the_end: bool) -> io::Result<bool>;
-    /// Puts the vote in place.
-    fn put_vote(&self, bytes: Vec<u8>) -> io::Result<()>;
-    /// Puts the committed position in place.
-    fn put_committed(&self, bytes: Vec<u8>) -> io::Result<()>;
-    /// Puts the purged position in place.
-    fn put_purged(&self, bytes: Vec<u8>) -> io::Result<()>;
-    /// Makes every change so far durable.
-    fn flush(&self) -> io::Result<()>;
-    /// Bytes on disk; 0 if they cannot be asked for.
-    fn size_bytes(&self) -> u64;
-    /// Where it is, for messages.
-    fn path(&self) -> &Path;
-}
-
-/// Opens the log's database under `root` and reads what is in it.
-fn open_database(root: &Path) -> Result<(Arc<dyn Database>, Contents), StoreError> {
-    let open = || -> Result<(Arc<dyn Database>, Contents), StoreError> {
-        let disk: Arc<dyn Database> = match dfs_proto::machine::simulated() {
-            None => Arc::new(Disk::open(root)?),
-            Some(_) => Arc::new(Journal::open(root)?),
-        };
-        let contents = disk.contents()?;
-        Ok((disk, contents))
-    };
-    // Sled panics on some kinds of damage, such as a file of a large value that is missing. Nothing of it is used afterwards.
-    panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|panicked| {
-        let said = panicked.downcast_ref::<String>().map(String::as_str);
-        let reason = said.or_else(|| panicked.downcast_ref::<&str>().copied()).unwrap_or("it does not say why");
-        let reason = format!("the database gave up: {reason}");
-        Err(StoreError::Open { path: root.to_owned(), reason })
-    })
-}
+use std::{io, path::PathBuf};
 
 /// Something on disk cannot be used. Each message says what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database cannot be opened.
+    /// The log cannot be opened.
     #[error(
         "cannot open the log in {path}: {reason}. If the disk is damaged, move the whole data directory away and start this \
          node again: it is filled again by the other metadata nodes"
@@ -98,7 +37,17 @@ pub enum StoreError {
         /// Why.
         reason: String,
     },
-    /// The disk has no room for what the database writes when it is opened.
+    /// An earlier version kept the log in another way.
+    #[error(
+        "{path} was made by an earlier version of dfs-meta, which kept the log in another way. Move the whole data directory \
+         away and start this node again: it is filled again by the other metadata nodes. If there are none: make a backup with \
+         that version (dfsctl meta backup) and begin with it (dfs-meta restore)"
+    )]
+    Earlier {
+        /// What it has left.
+        path: PathBuf,
+    },
+    /// The disk has no room for the first file of the log.
     #[error(
         "cannot open the log in {path}: the disk is full. Nothing is lost: make room on it and start this node again"
     )]
@@ -112,7 +61,7 @@ pub enum StoreError {
          it is filled again by the other metadata nodes"
     )]
     Corrupt {
-        /// Directory of the database.
+        /// The file, or the directory of the log.
         path: PathBuf,
         /// Which record.
         record: String,
@@ -126,7 +75,7 @@ pub enum StoreError {
          what is left, without the changes that were lost"
     )]
     Lost {
-        /// Directory of the database.
+        /// The file, or the directory of the log.
         path: PathBuf,
         /// What was there and is not.
         lost: String,

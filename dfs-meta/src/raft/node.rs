@@ -162,7 +162,7 @@ struct Opened {
 
 fn open(settings: &Settings) -> Result<Opened, StartError> {
     let dir = DataDir::open(&settings.data_dir, &settings.me)?;
-    let log = LogStore::open(&dir.path().join("raft"))?;
+    let log = LogStore::open_with(&dir.path().join("raft"), settings.log_file_bytes)?;
     let path = dir.path().join("snapshots");
     let snapshots = Arc::new(SnapshotDir::open(&path)?);
     let blank = log.is_blank() && snapshots.is_empty()?;

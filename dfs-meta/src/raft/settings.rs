@@ -26,6 +26,8 @@ pub struct Settings {
     pub snapshot_threshold: u64,
     /// Entries that stay in the log behind a snapshot, so that a follower that was away briefly needs no snapshot.
     pub log_keep: u64,
+    /// Bytes of a file of the log beyond which another one is begun; files whose entries are all purged are removed.
+    pub log_file_bytes: u64,
     /// Encoded bytes of the log beyond which it is cut by a snapshot, however few entries it has.
     pub log_bytes_max: u64,
     /// How long removed and replaced content stays restorable in a cluster that this node forms.

@@ -1,6 +1,6 @@
 //! Records on disk: one format byte, a CRC32C, then postcard.
 //!
-//! The database checks its own pages, but not that what it gives back is what was stored under that key; the CRC does.
+//! The same in the log and in files of their own, so each record tells its format and has a checksum, wherever it is.
 
 use dfs_common::checksum::crc32c;
 use serde::{Serialize, de::DeserializeOwned};

@@ -1,4 +1,4 @@
-//! openraft's log on top of the database, with the tail of the log decoded in memory.
+//! openraft's log on top of the journal, with the tail of the log decoded in memory.
 //!
 //! Applying an entry and sending it to followers both read it back; from the tail that costs a reference count. The tail holds
 //! every entry that is not flushed yet, and flushed ones up to [`TAIL_BYTES_MAX`]. Positions and sizes of all entries are in
@@ -21,7 +21,8 @@ use openraft::{
 use tokio::sync::oneshot;
 
 use super::{
-    Database, StoreError, codec,
+    StoreError, codec,
+    journal::{self, Journal},
     mark::{Mark, Reach},
     writer::{Done, Progress, Request, Writer},
 };
@@ -41,7 +42,7 @@ pub(crate) struct LogStore {
 }
 
 struct Shared {
-    disk: Arc<dyn Database>,
+    disk: Arc<Journal>,
     progress: Arc<Progress>,
     view: Mutex<View>,
     writer: Writer,
@@ -70,7 +71,13 @@ struct View {
 impl LogStore {
     /// Opens the log in `root`. Blocks on the disk.
     pub(crate) fn open(root: &Path) -> Result<Self, StoreError> {
-        let (disk, contents) = super::open_database(root)?;
+        Self::open_with(root, journal::FILE_BYTES)
+    }
+
+    /// The same with files of about so many bytes.
+    pub(crate) fn open_with(root: &Path, file_bytes: u64) -> Result<Self, StoreError> {
+        let (disk, contents) = Journal::open(root, file_bytes)?;
+        let disk = Arc::new(disk);
         let mark = Mark::open(root)?;
         let purged_next = contents.purged.map_or(0, |id| id.index + 1);
         let mut view =
@@ -91,7 +98,7 @@ impl LogStore {
         mark.check(Reach { next: view.tail_from, vote: view.vote }, disk.path())?;
         let progress = Arc::new(Progress::default());
         progress.flushed_next.store(view.tail_from, Ordering::Relaxed);
-        let writer = Writer::start(disk.clone(), mark, progress.clone(), purged_next)?;
+        let writer = Writer::start(disk.clone(), mark, progress.clone())?;
         Ok(Self { shared: Arc::new(Shared { disk, progress, view: Mutex::new(view), writer }) })
     }
 

@@ -1,7 +1,6 @@
-//! How far the log must reach, noted beside its database.
+//! How far the log must reach, noted beside it.
 //!
-//! Sled takes damage at the end of its file for a write that a crash cut short, and opens with what stands before it. Entries
-//! that this node acknowledged, or its vote, would be gone without a word, and a majority that counts on them with them. So the
+//! Damage at the end of the journal looks like a write that a crash cut short, behind which nothing counts. Entries that this node acknowledged, or its vote, would be gone without a word, and a majority that counts on them with them. So the
 //! index and the vote are noted in a file of their own after each flush, before anything is answered, and a log that
 //! does not reach that far is refused.
 //!

@@ -9,7 +9,10 @@ use openraft::{
     testing::{StoreBuilder, Suite},
 };
 
-use super::{Database as _, LogStore, SnapshotDir, StoreError, disk::Disk};
+use super::{
+    LogStore, SnapshotDir, StoreError, codec,
+    journal::{self, Journal},
+};
 use crate::{
     fsm::{Batch, Command},
     raft::{
@@ -107,25 +110,20 @@ async fn old_entries_leave_memory_and_are_read_from_disk() {
 }
 
 #[tokio::test]
-async fn a_purged_log_stays_small_on_disk() {
+async fn a_purged_log_gives_its_space_back() {
     let dir = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(dir.path()).unwrap();
+    let mut log = LogStore::open_with(dir.path(), 1 << 20).unwrap();
     let mut next = 0;
     for _ in 0..20 {
         log.blocking_append((next..next + 100).map(|index| session(index, 20_000))).await.unwrap();
         next += 100;
         log.purge(at(next - 10)).await.unwrap();
+        // 40 MB go through.
+        let size = walk(dir.path());
+        assert!(size < 6 << 20, "{size} bytes");
     }
     log.close().await.unwrap();
     drop(log);
-    // 40 MB went through; the rebuild at the next start leaves what lives.
-    let name = fs::read_to_string(dir.path().join("CURRENT")).unwrap();
-    let disk = Disk::open_with(dir.path(), 1 << 20).unwrap();
-    assert_ne!(fs::read_to_string(dir.path().join("CURRENT")).unwrap(), name, "a new generation");
-    assert!(!dir.path().join(name).exists(), "the old generation is gone");
-    drop(disk);
-    let size: u64 = walk(dir.path());
-    assert!(size < 8 << 20, "{size} bytes");
     let mut log = LogStore::open(dir.path()).unwrap();
     assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 9);
     assert_eq!(log.get_log_state().await.unwrap().last_purged_log_id, Some(at(next - 10)));
@@ -143,56 +141,26 @@ fn walk(path: &Path) -> u64 {
 }
 
 #[test]
-fn a_crashed_rebuild_leaves_no_trace() {
-    let dir = tempfile::tempdir().unwrap();
-    drop(Disk::open(dir.path()).unwrap());
-    fs::create_dir(dir.path().join("log-0002")).unwrap();
-    fs::write(dir.path().join("rebuild.tmp"), "half").unwrap();
-    drop(Disk::open(dir.path()).unwrap());
-    let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    names.sort();
-    assert_eq!(names, ["CURRENT", "log-0001"]);
-}
-
-#[tokio::test]
-async fn a_start_that_was_interrupted_does_no_harm() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(dir.path()).unwrap();
-    log.blocking_append((0..100).map(|index| session(index, 100))).await.unwrap();
-    log.close().await.unwrap();
-    drop(log);
-    // What a full disk leaves of sled's own snapshot, and what a crash does.
-    for (position, content) in [("00000000006EF361", &b""[..]), ("FFFFFFFFFFFFFFFF", b"cut off in the middle")] {
-        let left = dir.path().join(format!("log-0001/snap.{position}.generating"));
-        fs::write(&left, content).unwrap();
-        let mut log = LogStore::open(dir.path()).unwrap();
-        assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 100);
-        assert!(!left.exists());
-        log.close().await.unwrap();
+fn a_log_of_an_earlier_version_is_refused_and_kept() {
+    for left in ["CURRENT", "log-0001"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(left), "kept").unwrap();
+        let error = LogStore::open(dir.path()).err().expect("refused").to_string();
+        assert!(error.contains(left) && error.contains("dfsctl meta backup"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is made or removed");
     }
 }
 
 #[test]
-fn a_log_without_the_file_that_names_it_is_refused_and_kept() {
+fn a_record_that_does_not_parse_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    drop(Disk::open(dir.path()).unwrap());
-    fs::rename(dir.path().join("log-0001"), dir.path().join("log-0002")).unwrap();
-    fs::remove_file(dir.path().join("CURRENT")).unwrap();
-    let error = Disk::open(dir.path()).err().expect("refused").to_string();
-    assert!(error.contains("CURRENT") && error.contains("log-0002"), "{error}");
-    assert!(dir.path().join("log-0002").exists(), "nothing is removed");
-}
-
-#[test]
-fn a_damaged_record_is_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let disk = Disk::open(dir.path()).unwrap();
-    disk.put_entries(vec![(0, super::codec::encode(&blank(0)).unwrap()), (1, b"\x01 no such thing".to_vec())]).unwrap();
-    disk.flush().unwrap();
-    drop(disk);
+    let (journal, _) = Journal::open(dir.path(), journal::FILE_BYTES).unwrap();
+    journal.put_entries(&[(0, codec::encode(&blank(0)).unwrap()), (1, b"\x01 no such thing".to_vec())]).unwrap();
+    journal.flush().unwrap();
+    drop(journal);
     let error = LogStore::open(dir.path()).err().expect("refused").to_string();
     assert!(
-        error.contains("entry 1") && error.contains("log-0001") && error.contains("start this node again"),
+        error.contains("entry 1") && error.contains("journal-0000000001") && error.contains("start this node again"),
         "{error}"
     );
 }
@@ -200,10 +168,11 @@ fn a_damaged_record_is_named() {
 #[test]
 fn a_hole_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = Disk::open(dir.path()).unwrap();
-    let record = |index| (index, super::codec::encode(&blank(index)).unwrap());
-    disk.put_entries(vec![record(0), record(2)]).unwrap();
-    drop(disk);
+    let (journal, _) = Journal::open(dir.path(), journal::FILE_BYTES).unwrap();
+    let record = |index| (index, codec::encode(&blank(index)).unwrap());
+    journal.put_entries(&[record(0), record(2)]).unwrap();
+    journal.flush().unwrap();
+    drop(journal);
     let error = LogStore::open(dir.path()).err().expect("refused").to_string();
     assert!(error.contains("entry 1"), "{error}");
 }
@@ -224,18 +193,18 @@ async fn a_log_that_lost_its_end_or_its_vote_is_refused() {
     log.close().await.unwrap();
     drop(log);
 
-    let change = |change: &dyn Fn(&Disk)| {
-        let disk = Disk::open(dir.path()).unwrap();
-        change(&disk);
-        disk.flush().unwrap();
+    let change = |change: &dyn Fn(&Journal)| {
+        let (journal, _) = Journal::open(dir.path(), journal::FILE_BYTES).unwrap();
+        change(&journal);
+        journal.flush().unwrap();
     };
     let refused = || LogStore::open(dir.path()).err().expect("refused").to_string();
-    change(&|disk| assert!(disk.remove_entries(19, 19, 1, true).unwrap()));
+    change(&|journal| journal.truncate(19));
     let error = refused();
     assert!(error.contains("up to 19, and it ends at 18") && error.contains("start this node again"), "{error}");
-    change(&|disk| disk.put_entries(vec![(19, super::codec::encode(&blank(19)).unwrap())]).unwrap());
+    change(&|journal| journal.put_entries(&[(19, codec::encode(&blank(19)).unwrap())]).unwrap());
     drop(LogStore::open(dir.path()).unwrap());
-    change(&|disk| disk.put_vote(super::codec::encode(&Vote::new(1, 1)).unwrap()).unwrap());
+    change(&|journal| journal.put_vote(codec::encode(&Vote::new(1, 1)).unwrap()));
     let error = refused();
     assert!(error.contains("its vote was"), "{error}");
     // The way out that the message names.
@@ -244,28 +213,37 @@ async fn a_log_that_lost_its_end_or_its_vote_is_refused() {
     log.blocking_append([blank(20)]).await.unwrap();
     log.close().await.unwrap();
     drop(log);
-    fs::remove_dir_all(dir.path().join("log-0001")).unwrap();
+    fs::remove_file(dir.path().join("journal-0000000001")).unwrap();
     let error = refused();
     assert!(error.contains("it is empty"), "{error}");
 }
 
 #[tokio::test]
-async fn a_log_without_its_large_values_is_refused_in_words() {
+async fn a_damaged_end_that_was_acknowledged_is_refused_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = LogStore::open(dir.path()).unwrap();
-    log.blocking_append([session(0, 4 << 20)]).await.unwrap();
+    log.blocking_append((0..10).map(|index| session(index, 100))).await.unwrap();
     log.close().await.unwrap();
     drop(log);
-    let blobs = dir.path().join("log-0001/blobs");
-    let mut removed = 0;
-    for entry in fs::read_dir(&blobs).unwrap() {
-        fs::remove_file(entry.unwrap().path()).unwrap();
-        removed += 1;
+    let path = dir.path().join("journal-0000000001");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[last] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    for _ in 0..2 {
+        let error = LogStore::open(dir.path()).err().expect("refused").to_string();
+        assert!(error.contains("up to 9, and it ends at 8"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), bytes, "it may be needed still");
     }
-    assert!(removed > 0, "large values are files of their own");
-    let error = LogStore::open(dir.path()).err().expect("refused").to_string();
-    assert!(error.contains("log-0001") || error.contains(&dir.path().display().to_string()), "{error}");
-    assert!(error.contains("start this node again"), "{error}");
+    // What was lost is given up by the administrator, and then for good.
+    fs::remove_file(dir.path().join("MARK")).unwrap();
+    let mut log = LogStore::open(dir.path()).unwrap();
+    assert_eq!(log.last_index(), Some(8));
+    log.blocking_append([blank(9)]).await.unwrap();
+    log.close().await.unwrap();
+    drop(log);
+    let mut log = LogStore::open(dir.path()).unwrap();
+    assert_eq!(log.try_get_log_entries(9..10).await.unwrap(), [blank(9)]);
 }
 
 async fn snapshots(dir: &Path, upto: &[u64]) -> Replica {

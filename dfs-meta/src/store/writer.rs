@@ -1,8 +1,7 @@
 //! The thread that writes the log.
 //!
-//! All changes go through one bounded queue, so they reach the database in the order openraft made them. The thread drains
-//! what is queued, up to [`DRAIN_MAX`] requests, flushes once for all of them, and only then answers. Removing purged entries
-//! is not urgent: it is done in slices while the queue is empty.
+//! All changes go through one bounded queue, so they reach the journal in the order openraft made them. The thread drains
+//! what is queued, up to [`DRAIN_MAX`] requests, flushes once for all of them, and only then answers.
 //!
 //! In a simulation there are no threads: each request is followed by a turn among the blocking work.
 
@@ -23,7 +22,8 @@ use openraft::storage::LogFlushed;
 use tokio::sync::oneshot;
 
 use super::{
-    Database, StoreError,
+    StoreError,
+    journal::Journal,
     mark::{Mark, Reach},
 };
 use crate::raft::types::{TypeConfig, Vote};
@@ -32,8 +32,6 @@ use crate::raft::types::{TypeConfig, Vote};
 const DRAIN_MAX: usize = 1024;
 /// Requests that wait for the thread. openraft waits for each append, so a handful is ever queued.
 const QUEUE_MAX: usize = 1024;
-/// Entries removed between two looks at the queue: well below a millisecond of work.
-const PURGE_SLICE: usize = 128;
 /// How often the committed position is put on disk. It only spares a restart the wait for the leader's word on entries it has
 /// anyway, and a second record would make each small append write half as much again.
 const COMMITTED_INTERVAL: Duration = Duration::from_secs(1);
@@ -60,7 +58,7 @@ pub(crate) type Done = oneshot::Sender<io::Result<()>>;
 /// What the thread and the log share.
 #[derive(Default)]
 pub(crate) struct Progress {
-    /// Entries below this index are in the database for good, and need not be cached.
+    /// Entries below this index are on disk for good, and need not be cached.
     pub(crate) flushed_next: AtomicU64,
     /// Bytes on disk, as last asked for.
     pub(crate) size_bytes: AtomicU64,
@@ -79,19 +77,13 @@ enum Runs {
 }
 
 impl Writer {
-    /// Starts the thread. `purged_next` is the first index that is not purged; entries below it are leftovers of a crash.
-    pub(crate) fn start(
-        disk: Arc<dyn Database>,
-        mark: Mark,
-        progress: Arc<Progress>,
-        purged_next: u64,
-    ) -> Result<Self, StoreError> {
+    /// Starts the thread.
+    pub(crate) fn start(disk: Arc<Journal>, mark: Mark, progress: Arc<Progress>) -> Result<Self, StoreError> {
         let (queue, requests) = sync_channel(QUEUE_MAX);
         let path = disk.path().to_owned();
         progress.size_bytes.store(disk.size_bytes(), Ordering::Relaxed);
         let reach = mark.noted();
-        let purge_upto = purged_next.checked_sub(1);
-        let thread = Thread { disk, mark, reach, progress, purge_upto, committed_at: None, failed: None };
+        let thread = Thread { disk, mark, reach, progress, committed_at: None, failed: None };
         if machine::simulated().is_some() {
             return Ok(Self { queue, runs: Runs::Turns(Arc::new(Mutex::new((thread, requests)))) });
         }
@@ -143,13 +135,11 @@ enum Answer {
 }
 
 struct Thread {
-    disk: Arc<dyn Database>,
+    disk: Arc<Journal>,
     mark: Mark,
-    /// How far the log reaches with what was handed to the database.
+    /// How far the log reaches with what was handed to the journal.
     reach: Reach,
     progress: Arc<Progress>,
-    /// Purged entries up to here may still be in the database.
-    purge_upto: Option<u64>,
     /// When the committed position was last written with an append.
     committed_at: Option<Instant>,
     /// After a failure nothing is written any more: what is on disk is unknown.
@@ -160,10 +150,9 @@ impl Thread {
     fn run(mut self, requests: &Receiver<Request>) {
         let mut open = true;
         while open {
-            let wait = if self.purge_upto.is_some() { Duration::ZERO } else { SIZE_INTERVAL };
-            match requests.recv_timeout(wait) {
+            match requests.recv_timeout(SIZE_INTERVAL) {
                 Ok(first) => open = self.round(first, requests),
-                Err(RecvTimeoutError::Timeout) => self.idle(),
+                Err(RecvTimeoutError::Timeout) => self.note_size(),
                 Err(RecvTimeoutError::Disconnected) => open = false,
             }
         }
@@ -172,13 +161,10 @@ impl Thread {
         }
     }
 
-    /// Handles what is queued, and what there is to do while nothing is.
+    /// Handles what is queued.
     fn turn(&mut self, requests: &Receiver<Request>) {
         if let Ok(first) = requests.try_recv() {
             self.round(first, requests);
-        }
-        while self.purge_upto.is_some() {
-            self.idle();
         }
     }
 
@@ -194,9 +180,6 @@ impl Thread {
             result = result.and(done);
         }
         let appends = answers.iter().any(|answer| matches!(answer, Answer::Append { .. }));
-        if appends {
-            crash::point(Point::LogWritten);
-        }
         let result = result.and_then(|()| self.disk.flush());
         if appends {
             crash::point(Point::LogFlushed);
@@ -217,30 +200,37 @@ impl Thread {
                 if committed.is_some() {
                     self.committed_at = Some(Instant::now());
                 }
-                let result = self.committed(committed).and_then(|()| self.disk.put_entries(records));
-                (result, Answer::Append { next, callback })
+                self.committed(committed);
+                (self.disk.put_entries(&records), Answer::Append { next, callback })
             }
             Request::Vote { vote, bytes, committed, done } => {
                 self.reach.vote = Some(vote);
-                (self.committed(committed).and_then(|()| self.disk.put_vote(bytes)), Answer::Done(done))
+                self.committed(committed);
+                self.disk.put_vote(bytes);
+                (Ok(()), Answer::Done(done))
             }
             Request::Truncate { since, done } => {
                 self.reach.next = self.reach.next.min(since);
                 let lowered = self.mark.lower(since);
-                let remove = || self.disk.remove_entries(since, u64::MAX, usize::MAX, true).map(drop);
-                (lowered.and_then(|()| remove()), Answer::Done(done))
+                self.disk.truncate(since);
+                (lowered, Answer::Done(done))
             }
             Request::Purge { upto, bytes, done } => {
                 self.reach.next = self.reach.next.max(upto + 1);
-                self.purge_upto = self.purge_upto.max(Some(upto));
-                (self.disk.put_purged(bytes), Answer::Done(done))
+                self.disk.purge(upto, bytes);
+                (Ok(()), Answer::Done(done))
             }
-            Request::Close { committed, done } => (self.committed(committed), Answer::Done(done)),
+            Request::Close { committed, done } => {
+                self.committed(committed);
+                (Ok(()), Answer::Done(done))
+            }
         }
     }
 
-    fn committed(&self, bytes: Option<Vec<u8>>) -> io::Result<()> {
-        bytes.map_or(Ok(()), |bytes| self.disk.put_committed(bytes))
+    fn committed(&self, bytes: Option<Vec<u8>>) {
+        if let Some(bytes) = bytes {
+            self.disk.put_committed(bytes);
+        }
     }
 
     fn answer(&mut self, result: io::Result<()>, answers: Vec<Answer>) {
@@ -266,17 +256,7 @@ impl Thread {
         }
     }
 
-    fn idle(&mut self) {
-        if let Some(upto) = self.purge_upto {
-            match self.disk.remove_entries(0, upto, PURGE_SLICE, false) {
-                Ok(true) => return,
-                Ok(false) => self.purge_upto = None,
-                Err(error) => {
-                    tracing::warn!(%error, "purged entries cannot be removed now; it is tried again after the next purge");
-                    self.purge_upto = None;
-                }
-            }
-        }
+    fn note_size(&self) {
         self.progress.size_bytes.store(self.disk.size_bytes(), Ordering::Relaxed);
     }
 }

@@ -31,8 +31,12 @@ fn lengthen_log(mount: &Mount, done: &AtomicBool) -> Result<()> {
 
 #[test]
 fn what_the_log_acknowledged_is_there_after_each_step() -> Result<()> {
-    let mut case = Case::start(builder().meta_flag("--snapshot-threshold", "100"))?;
-    for point in ["log-written:20", "log-flushed:20", "snapshot-written", "snapshot-renamed"] {
+    let flags = [("--snapshot-threshold", "100"), ("--log-keep", "10"), ("--log-file-size", "64K")];
+    let builder = flags.into_iter().fold(builder(), |builder, (flag, value)| builder.meta_flag(flag, value));
+    let mut case = Case::start(builder)?;
+    for point in
+        ["log-written:20", "log-flushed:20", "snapshot-written", "snapshot-renamed", "log-sealed", "log-shortened"]
+    {
         case.crash_under_load("meta-1", point)?;
     }
     case.finish()

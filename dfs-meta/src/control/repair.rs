@@ -44,6 +44,8 @@ const FIRST_SEEN_MAX: usize = 65_536;
 const MOVE_SHARE: u32 = 4;
 /// Longest cause of a failure that is kept, characters.
 const CAUSE_MAX: usize = 200;
+/// How much of what is ordered is made, as measured over whole repairs of a second and more.
+const ORDERED_MADE_PERCENT: u64 = 25;
 
 /// A chunk that may lack copies, as the state has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -452,11 +454,6 @@ impl Planner {
         Some(job)
     }
 
-    /// So long it took to record results of jobs.
-    pub fn recorded_in(&mut self, took: Duration) {
-        self.progress.recorded_in(took);
-    }
-
     /// A bad copy of `chunk` lies on `node`: no new one goes there for a long time, or until it is known to be deleted.
     pub fn distrust(&mut self, chunk: ChunkId, node: NodeId, reason: &str, now: Instant) {
         self.pause(chunk, node, &Cause { code: ErrorCode::Corrupt, message: reason.to_owned() }, now);
@@ -475,20 +472,14 @@ impl Planner {
         self.jobs.values()
     }
 
-    /// Copies, and their bytes, that are made of those that nobody has told to be done: each source works on a few of its jobs
-    /// at once, which are half done on the average. Near the end of a repair that is most of what is left.
+    /// Copies, and their bytes, that are made of those that were ordered and not told to be done. What waits at its source is not
+    /// begun, what is being copied is half made, and what waits to be synced, told and recorded is made: on the average of whole
+    /// repairs a quarter ([`ORDERED_MADE_PERCENT`]). Near the end of a repair that is most of what is left.
     #[must_use]
-    pub fn half_made(&self) -> (u64, u64) {
-        let mut of_sources: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
-        for job in self.jobs.values().filter(|job| job.issued && !job.moving) {
-            let (jobs, bytes) = of_sources.entry(job.source).or_default();
-            (*jobs, *bytes) = (*jobs + 1, *bytes + u64::from(job.length));
-        }
-        let streams = u64::from(self.streams());
-        of_sources.values().fold((0, 0), |(chunks, all_bytes), (jobs, bytes)| {
-            let at_work = streams.min(*jobs);
-            (chunks + at_work / 2, all_bytes + bytes / jobs * at_work / 2)
-        })
+    pub fn part_made(&self) -> (u64, u64) {
+        let ordered = self.jobs.values().filter(|job| job.issued && !job.moving);
+        let (chunks, bytes) = ordered.fold((0, 0), |(chunks, bytes), job| (chunks + 1, bytes + u64::from(job.length)));
+        (chunks * ORDERED_MADE_PERCENT / 100, bytes * ORDERED_MADE_PERCENT / 100)
     }
 
     /// Chooses source and target, or says why not.

@@ -109,7 +109,7 @@ impl Handle {
                 figures.urgent += u64::from(job.urgent);
                 figures.active_bytes += u64::from(job.length);
             }
-            let (chunks, bytes) = soft.planner.half_made();
+            let (chunks, bytes) = soft.planner.part_made();
             let left = (counters.lacking_copies.saturating_sub(chunks), counters.lacking_bytes.saturating_sub(bytes));
             // Something lacks as long as one copy does.
             let chunks = left.0.max(counters.lacking_copies.min(1));

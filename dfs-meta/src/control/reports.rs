@@ -67,15 +67,13 @@ impl Handle {
         // Also for jobs that this leader does not know: the copies are there. What was made for a chunk that nobody
         // references any more is found by the inventory.
         let replicas: Vec<_> = results.iter().filter(|r| r.failure.is_none()).map(|r| (r.chunk, r.target)).collect();
-        let mut heard = None;
         if !replicas.is_empty() {
             // Moves are recorded when the other copy has gone.
-            let (now, moved) = self.lead(|soft, now| {
+            let moved = self.lead(|soft, _| {
                 let is_move = |id: u64| soft.planner.job(id).is_some_and(|job| job.moving);
                 let moved = results.iter().filter(|result| is_move(result.job));
-                (now, moved.map(|result| result.chunk).collect::<BTreeSet<ChunkId>>())
+                moved.map(|result| result.chunk).collect::<BTreeSet<ChunkId>>()
             })?;
-            heard = Some(now);
             let before: Vec<(u32, u64)> = self.inner.raft.peek(|state| {
                 let record =
                     |(chunk, _): &(ChunkId, NodeId)| state.chunk(*chunk).map(|c| (c.live(), u64::from(c.length)));
@@ -107,9 +105,6 @@ impl Handle {
         self.lead(|soft, now| {
             for result in &results {
                 soft.planner.finish(result.job, result.failure.as_ref(), now);
-            }
-            if let Some(heard) = heard {
-                soft.planner.recorded_in(now.saturating_duration_since(heard));
             }
         })?;
         self.inner.finished.notify_one();

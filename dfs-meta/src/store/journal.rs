@@ -387,7 +387,10 @@ impl Replay<'_> {
         if torn {
             tracing::info!(path = %path.display(), byte = end, "the last write to the log was cut short");
         }
-        if !is_last {
+        if is_last {
+            // A process that was killed may have written this and not synced it: from here on it counts as flushed.
+            file.sync_data().map_err(StoreError::io(&path))?;
+        } else {
             self.index.sealed_bytes.insert(number, length);
         }
         self.index.files.insert(number, file.clone());

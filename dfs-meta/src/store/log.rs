@@ -84,10 +84,9 @@ impl LogStore {
             View { vote: contents.vote, committed: contents.committed, purged: contents.purged, ..View::default() };
         view.last = view.purged;
         for (id, size) in contents.entries.into_iter().filter(|(id, _)| id.index >= purged_next) {
-            if let Some((last, _)) = view.entries.last_key_value()
-                && last + 1 != id.index
-            {
-                let (record, reason) = (format!("entry {}", last + 1), "it is missing".to_owned());
+            let next = view.entries.last_key_value().map_or(purged_next, |(last, _)| last + 1);
+            if next != id.index {
+                let (record, reason) = (format!("entry {next}"), "it is missing".to_owned());
                 return Err(StoreError::Corrupt { path: disk.path().to_owned(), record, reason });
             }
             view.last = Some(id);

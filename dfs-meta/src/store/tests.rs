@@ -165,6 +165,20 @@ fn a_record_that_does_not_parse_is_named() {
     );
 }
 
+#[tokio::test]
+async fn a_missing_beginning_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = LogStore::open_with(dir.path(), 100_000).unwrap();
+    for index in 0..30 {
+        log.blocking_append([session(index, 10_000)]).await.unwrap();
+    }
+    log.close().await.unwrap();
+    drop(log);
+    fs::remove_file(dir.path().join("journal-0000000001")).unwrap();
+    let error = LogStore::open(dir.path()).err().expect("refused").to_string();
+    assert!(error.contains("entry 0") && error.contains("missing"), "{error}");
+}
+
 #[test]
 fn a_hole_is_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -474,7 +474,7 @@ impl Planner {
 
     /// Copies, and their bytes, that are made of those that were ordered and not told to be done. What waits at its source is not
     /// begun, what is being copied is half made, and what waits to be synced, told and recorded is made: on the average of whole
-    /// repairs a quarter ([`ORDERED_MADE_PERCENT`]). Near the end of a repair that is most of what is left.
+    /// repairs a quarter (`ORDERED_MADE_PERCENT`). Near the end of a repair that is most of what is left.
     #[must_use]
     pub fn part_made(&self) -> (u64, u64) {
         let ordered = self.jobs.values().filter(|job| job.issued && !job.moving);

@@ -130,6 +130,22 @@ fn a_fresh_chunk_gets_time_for_its_late_copy() {
 }
 
 #[test]
+fn a_quarter_of_what_is_ordered_counts_as_made() {
+    let mut bench = Bench::new(&[Alive, Alive, Dead, Alive]);
+    for n in 0..4 {
+        assert_eq!(bench.consider(&need(n, &[1, 3])), Verdict::Planned);
+    }
+    assert_eq!(bench.planner.part_made(), (0, 0), "nobody was told of it yet");
+    let issued = bench.planner.issue(NodeId(1), bench.now, |_| true);
+    assert_eq!(issued.len(), 4);
+    assert_eq!(bench.planner.part_made(), (1, u64::from(LENGTH)));
+    for job in issued {
+        assert!(bench.planner.finish(job.id, None, bench.now).is_some());
+    }
+    assert_eq!(bench.planner.part_made(), (0, 0), "what is told is counted elsewhere");
+}
+
+#[test]
 fn a_source_and_a_target_have_only_so_much_to_do() {
     let mut bench = Bench::new(&[Alive, Alive, Dead, Alive]);
     for n in 0..8 {

@@ -114,7 +114,7 @@ points! {
     LogFlushed = "log-flushed",
     /// Metadata: a vote is durable, the candidate was not told.
     VoteSaved = "vote-saved",
-    /// Metadata: it is durable up to where the log is not needed, and the entries are there still.
+    /// Metadata: it is durable up to where the log is not needed, and the files of what is not are there still.
     LogPurged = "log-purged",
     /// Metadata: a file of the log has its final length for good, the next one is not there.
     LogSealed = "log-sealed",

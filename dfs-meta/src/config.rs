@@ -353,6 +353,8 @@ mod tests {
             (&["--election-max", "500ms"], "--election-max"),
             (&["--raft-heartbeat", "soon"], "--raft-heartbeat"),
             (&["--snapshot-threshold", "1"], "--snapshot-threshold"),
+            (&["--log-file-size", "4K"], "--log-file-size"),
+            (&["--log-file-size", "2G"], "--log-file-size"),
         ] {
             let error = load(args).expect_err("refused");
             assert!(error.contains(expected), "{args:?}: {error}");

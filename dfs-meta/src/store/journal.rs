@@ -122,6 +122,8 @@ impl Journal {
             durable::write_file(&path, &file_head(1)).map_err(failed)?;
             numbers.push(1);
         }
+        // A process that was killed may have named or removed one and not synced that: from here on the names count.
+        durable::sync_dir(root).map_err(failed)?;
         if let Some(gap) = numbers.windows(2).find(|pair| pair[0] + 1 != pair[1]) {
             let (path, reason) = (path_of(root, gap[0] + 1), "the file is missing".to_owned());
             return Err(StoreError::Open { path, reason });
@@ -240,8 +242,9 @@ impl Journal {
         let path = path_of(&self.root, number);
         let bytes = tail.singles.first_bytes(number);
         match durable::write_file(&path, &bytes) {
-            // The present one can be longer. The next entry may find no room for itself, which is when it counts.
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            // The present one can be longer. The next entry may find no room for itself, which is when it counts. Once the next one
+            // has its name, though, nothing may be written to the present one any more.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && !path.try_exists()? => {
                 tracing::warn!(path = %path.display(), %error, "no room for the next part of the log");
                 return Ok(());
             }
@@ -307,8 +310,8 @@ impl Tail {
         self.unwritten.shrink_to(FILL_BYTES);
         if self.end > self.filled {
             self.filled = self.end;
-            let zeros =
-                vec![0; FILL_BYTES.min(usize::try_from(file_bytes.saturating_sub(self.end)).unwrap_or(FILL_BYTES))];
+            let room = usize::try_from(file_bytes.saturating_sub(self.end)).unwrap_or(FILL_BYTES);
+            let zeros = vec![0; FILL_BYTES.min(room)];
             match self.file.write_all_at(&zeros, self.end) {
                 Ok(()) => self.filled += zeros.len() as u64,
                 // There was room for the records.

@@ -75,7 +75,7 @@ impl Group {
             election_max: Duration::from_millis(800),
             snapshot_threshold: self.snapshot_threshold,
             log_keep: 1000,
-            log_file_bytes: 16 << 20,
+            log_file_bytes: crate::store::journal::FILE_BYTES,
             log_bytes_max: self.log_bytes_max,
             trash_retention: std::time::Duration::ZERO,
             cluster: fsm::Settings::default(),

@@ -202,6 +202,10 @@ fn meta_args(name: &str, number: u32, meta: &[String], disk: &Path, quorum: u32,
         "4s",
         "--snapshot-threshold",
         "150",
+        "--log-keep",
+        "50",
+        "--log-file-size",
+        "64K",
     ]
     .into_iter()
     .map(OsString::from)

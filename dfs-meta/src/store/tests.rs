@@ -1,6 +1,6 @@
 //! Log and snapshots, across restarts and with damage.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{error::Error, fs, path::Path, sync::Arc};
 
 use openraft::{
     EntryPayload, LogState, RaftLogReader, RaftSnapshotBuilder,
@@ -20,6 +20,8 @@ use crate::{
         types::{Entry, LogId, StorageError, TypeConfig, Vote},
     },
 };
+
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 struct Builder;
 
@@ -48,6 +50,10 @@ fn at(index: u64) -> LogId {
 
 fn blank(index: u64) -> Entry {
     Entry::new_blank(at(index))
+}
+
+fn encoded(value: &impl serde::Serialize) -> Vec<u8> {
+    codec::encode(value).expect("it can be encoded")
 }
 
 fn session(index: u64, bytes: usize) -> Entry {
@@ -110,23 +116,24 @@ async fn old_entries_leave_memory_and_are_read_from_disk() {
 }
 
 #[tokio::test]
-async fn a_purged_log_gives_its_space_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open_with(dir.path(), 1 << 20).unwrap();
+async fn a_purged_log_gives_its_space_back() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut log = LogStore::open_with(dir.path(), 1 << 20)?;
     let mut next = 0;
     for _ in 0..20 {
-        log.blocking_append((next..next + 100).map(|index| session(index, 20_000))).await.unwrap();
+        log.blocking_append((next..next + 100).map(|index| session(index, 20_000))).await?;
         next += 100;
-        log.purge(at(next - 10)).await.unwrap();
+        log.purge(at(next - 10)).await?;
         // 40 MB go through.
         let size = walk(dir.path());
         assert!(size < 6 << 20, "{size} bytes");
     }
-    log.close().await.unwrap();
+    log.close().await?;
     drop(log);
-    let mut log = LogStore::open(dir.path()).unwrap();
-    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 9);
-    assert_eq!(log.get_log_state().await.unwrap().last_purged_log_id, Some(at(next - 10)));
+    let mut log = LogStore::open(dir.path())?;
+    assert_eq!(log.try_get_log_entries(..).await?.len(), 9);
+    assert_eq!(log.get_log_state().await?.last_purged_log_id, Some(at(next - 10)));
+    Ok(())
 }
 
 fn walk(path: &Path) -> u64 {
@@ -141,123 +148,135 @@ fn walk(path: &Path) -> u64 {
 }
 
 #[test]
-fn a_log_of_an_earlier_version_is_refused_and_kept() {
+fn a_log_of_an_earlier_version_is_refused_and_kept() -> Outcome {
     for left in ["CURRENT", "log-0001"] {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(left), "kept").unwrap();
+        let dir = tempfile::tempdir()?;
+        fs::write(dir.path().join(left), "kept")?;
         let error = LogStore::open(dir.path()).err().expect("refused").to_string();
         assert!(error.contains(left) && error.contains("dfsctl meta backup"), "{error}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is made or removed");
+        assert_eq!(fs::read_dir(dir.path())?.count(), 1, "nothing is made or removed");
     }
+    Ok(())
 }
 
 #[test]
-fn a_record_that_does_not_parse_is_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let (journal, _) = Journal::open(dir.path(), journal::FILE_BYTES).unwrap();
-    journal.put_entries(&[(0, codec::encode(&blank(0)).unwrap()), (1, b"\x01 no such thing".to_vec())]).unwrap();
-    journal.flush().unwrap();
+fn a_record_that_does_not_parse_is_named() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (journal, _) = Journal::open(dir.path(), journal::FILE_BYTES)?;
+    journal.put_entries(&[(0, encoded(&blank(0))), (1, b"\x01 no such thing".to_vec())])?;
+    journal.flush()?;
     drop(journal);
     let error = LogStore::open(dir.path()).err().expect("refused").to_string();
     assert!(
         error.contains("entry 1") && error.contains("journal-0000000001") && error.contains("start this node again"),
         "{error}"
     );
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_missing_beginning_is_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open_with(dir.path(), 100_000).unwrap();
+async fn a_missing_beginning_is_named() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut log = LogStore::open_with(dir.path(), 100_000)?;
     for index in 0..30 {
-        log.blocking_append([session(index, 10_000)]).await.unwrap();
+        log.blocking_append([session(index, 10_000)]).await?;
     }
-    log.close().await.unwrap();
+    log.close().await?;
     drop(log);
-    fs::remove_file(dir.path().join("journal-0000000001")).unwrap();
+    fs::remove_file(dir.path().join("journal-0000000001"))?;
     let error = LogStore::open(dir.path()).err().expect("refused").to_string();
     assert!(error.contains("entry 0") && error.contains("missing"), "{error}");
+    Ok(())
 }
 
 #[test]
-fn a_hole_is_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let (journal, _) = Journal::open(dir.path(), journal::FILE_BYTES).unwrap();
-    let record = |index| (index, codec::encode(&blank(index)).unwrap());
-    journal.put_entries(&[record(0), record(2)]).unwrap();
-    journal.flush().unwrap();
+fn a_hole_is_named() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (journal, _) = Journal::open(dir.path(), journal::FILE_BYTES)?;
+    let record = |index| (index, encoded(&blank(index)));
+    journal.put_entries(&[record(0), record(2)])?;
+    journal.flush()?;
     drop(journal);
     let error = LogStore::open(dir.path()).err().expect("refused").to_string();
     assert!(error.contains("entry 1"), "{error}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_log_that_lost_its_end_or_its_vote_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(dir.path()).unwrap();
-    log.save_vote(&Vote::new(1, 1)).await.unwrap();
-    log.blocking_append((0..10).map(blank)).await.unwrap();
-    log.truncate(at(8)).await.unwrap();
-    log.close().await.unwrap();
+async fn a_log_that_lost_its_end_or_its_vote_is_refused() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut log = LogStore::open(dir.path())?;
+    log.save_vote(&Vote::new(1, 1)).await?;
+    log.blocking_append((0..10).map(blank)).await?;
+    log.truncate(at(8)).await?;
+    log.close().await?;
     drop(log);
-    let mut log = LogStore::open(dir.path()).unwrap();
+    let mut log = LogStore::open(dir.path())?;
     assert_eq!(log.last_index(), Some(7), "what was cut off is not asked for");
-    log.save_vote(&Vote::new(2, 1)).await.unwrap();
-    log.blocking_append((8..20).map(blank)).await.unwrap();
-    log.close().await.unwrap();
+    log.save_vote(&Vote::new(2, 1)).await?;
+    log.blocking_append((8..20).map(blank)).await?;
+    log.close().await?;
     drop(log);
 
-    let change = |change: &dyn Fn(&Journal)| {
-        let (journal, _) = Journal::open(dir.path(), journal::FILE_BYTES).unwrap();
-        change(&journal);
-        journal.flush().unwrap();
+    let change = |change: &dyn Fn(&Journal) -> std::io::Result<()>| -> Outcome {
+        let (journal, _) = Journal::open(dir.path(), journal::FILE_BYTES)?;
+        change(&journal)?;
+        Ok(journal.flush()?)
     };
     let refused = || LogStore::open(dir.path()).err().expect("refused").to_string();
-    change(&|journal| journal.truncate(19));
+    change(&|journal| {
+        journal.truncate(19);
+        Ok(())
+    })?;
     let error = refused();
     assert!(error.contains("up to 19, and it ends at 18") && error.contains("start this node again"), "{error}");
-    change(&|journal| journal.put_entries(&[(19, codec::encode(&blank(19)).unwrap())]).unwrap());
-    drop(LogStore::open(dir.path()).unwrap());
-    change(&|journal| journal.put_vote(codec::encode(&Vote::new(1, 1)).unwrap()));
+    change(&|journal| journal.put_entries(&[(19, encoded(&blank(19)))]))?;
+    drop(LogStore::open(dir.path())?);
+    change(&|journal| {
+        journal.put_vote(encoded(&Vote::new(1, 1)));
+        Ok(())
+    })?;
     let error = refused();
     assert!(error.contains("its vote was"), "{error}");
     // The way out that the message names.
-    fs::remove_file(dir.path().join("MARK")).unwrap();
-    let mut log = LogStore::open(dir.path()).unwrap();
-    log.blocking_append([blank(20)]).await.unwrap();
-    log.close().await.unwrap();
+    fs::remove_file(dir.path().join("MARK"))?;
+    let mut log = LogStore::open(dir.path())?;
+    log.blocking_append([blank(20)]).await?;
+    log.close().await?;
     drop(log);
-    fs::remove_file(dir.path().join("journal-0000000001")).unwrap();
+    fs::remove_file(dir.path().join("journal-0000000001"))?;
     let error = refused();
     assert!(error.contains("it is empty"), "{error}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_damaged_end_that_was_acknowledged_is_refused_and_kept() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut log = LogStore::open(dir.path()).unwrap();
-    log.blocking_append((0..10).map(|index| session(index, 100))).await.unwrap();
-    log.close().await.unwrap();
+async fn a_damaged_end_that_was_acknowledged_is_refused_and_kept() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut log = LogStore::open(dir.path())?;
+    log.blocking_append((0..10).map(|index| session(index, 100))).await?;
+    log.close().await?;
     drop(log);
     let path = dir.path().join("journal-0000000001");
-    let mut bytes = fs::read(&path).unwrap();
-    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    let mut bytes = fs::read(&path)?;
+    let last = bytes.iter().rposition(|byte| *byte != 0).ok_or("it is empty")?;
     bytes[last] ^= 1;
-    fs::write(&path, &bytes).unwrap();
+    fs::write(&path, &bytes)?;
     for _ in 0..2 {
         let error = LogStore::open(dir.path()).err().expect("refused").to_string();
         assert!(error.contains("up to 9, and it ends at 8"), "{error}");
-        assert_eq!(fs::read(&path).unwrap(), bytes, "it may be needed still");
+        assert_eq!(fs::read(&path)?, bytes, "it may be needed still");
     }
     // What was lost is given up by the administrator, and then for good.
-    fs::remove_file(dir.path().join("MARK")).unwrap();
-    let mut log = LogStore::open(dir.path()).unwrap();
+    fs::remove_file(dir.path().join("MARK"))?;
+    let mut log = LogStore::open(dir.path())?;
     assert_eq!(log.last_index(), Some(8));
-    log.blocking_append([blank(9)]).await.unwrap();
-    log.close().await.unwrap();
+    log.blocking_append([blank(9)]).await?;
+    log.close().await?;
     drop(log);
-    let mut log = LogStore::open(dir.path()).unwrap();
-    assert_eq!(log.try_get_log_entries(9..10).await.unwrap(), [blank(9)]);
+    let mut log = LogStore::open(dir.path())?;
+    assert_eq!(log.try_get_log_entries(9..10).await?, [blank(9)]);
+    Ok(())
 }
 
 async fn snapshots(dir: &Path, upto: &[u64]) -> Replica {

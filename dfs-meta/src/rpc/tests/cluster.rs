@@ -73,7 +73,7 @@ impl Cluster {
             election_max: Duration::from_millis(800),
             snapshot_threshold: 8192,
             log_keep: 1000,
-            log_file_bytes: 16 << 20,
+            log_file_bytes: crate::store::journal::FILE_BYTES,
             log_bytes_max: raft::LOG_BYTES_MAX,
             trash_retention: std::time::Duration::ZERO,
             cluster: fsm::Settings { chunk_size: CHUNK_SIZE, replication: 3, write_quorum: 2 },

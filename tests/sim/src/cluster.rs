@@ -205,7 +205,7 @@ fn meta_args(name: &str, number: u32, meta: &[String], disk: &Path, quorum: u32,
         "--log-keep",
         "50",
         "--log-file-size",
-        "64K",
+        "8K",
     ]
     .into_iter()
     .map(OsString::from)

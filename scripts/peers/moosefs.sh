@@ -79,12 +79,15 @@ start() {
     write_config
     make_network
     local i
-    inside mfsmaster -c "$dir/etc/master.cfg" start >"$dir/start.log" 2>&1 || die "mfsmaster: $(tail -n 3 "$dir/start.log")"
+    # In the foreground it says what happens to its servers, which else only the system's log would hear.
+    setsid nsenter --net="/run/netns/$space" mfsmaster -f -c "$dir/etc/master.cfg" start >"$dir/master.log" 2>&1 </dev/null &
+    for i in $(seq 100); do ! grep -q "daemon initialized properly" "$dir/master.log" || break; sleep 0.1; done
+    kill -0 $! 2>/dev/null || die "mfsmaster: $(tail -n 3 "$dir/master.log")"
     for i in $(seq $servers); do
         inside mfschunkserver -c "$dir/etc/server$i.cfg" start >>"$dir/start.log" 2>&1 || die "mfschunkserver: $(tail -n 3 "$dir/start.log")"
     done
     for i in $(seq 100); do ! connected || break; sleep 0.2; done
-    connected || die "the chunk servers of MooseFS do not connect"
+    connected || die "the chunk servers of MooseFS do not connect: $(tail -n 3 "$dir/master.log" "$dir/start.log")"
     mount_it
     # A chunk server that has just connected has not looked at its disk yet.
     for i in $(seq 100); do [ "$(stat -f -c %b "$dir/mnt")" = 0 ] || break; sleep 0.2; done

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Smallest file of the log, in bytes: a handful of commands.
-const LOG_FILE_SIZE_MIN: u64 = 4 << 10;
+const LOG_FILE_SIZE_MIN: u64 = 64 << 10;
 /// Largest, in bytes: so much is read at once at the start.
 const LOG_FILE_SIZE_MAX: u64 = 1 << 30;
 
@@ -118,7 +118,7 @@ pub struct Config {
     #[arg(long, env = "DFS_META_LOG_KEEP", default_value_t = 1000, value_name = "N",
           value_parser = clap::value_parser!(u64).range(10..))]
     pub log_keep: u64,
-    /// Bytes of a file of the log beyond which another one is begun, 4K to 1G; what is purged gives its space back by files
+    /// Bytes of a file of the log beyond which another one is begun, 64K to 1G; what is purged gives its space back by files
     #[arg(long, env = "DFS_META_LOG_FILE_SIZE", default_value = "16M", value_name = "SIZE")]
     pub log_file_size: ByteSize,
     /// Silence after which a client's session ends
@@ -239,7 +239,7 @@ impl Config {
             return Err(format!("--chunk-size {} is not between 64K and 64M", self.chunk_size));
         }
         if !(LOG_FILE_SIZE_MIN..=LOG_FILE_SIZE_MAX).contains(&self.log_file_size.0) {
-            return Err(format!("--log-file-size {} is not between 4K and 1G", self.log_file_size));
+            return Err(format!("--log-file-size {} is not between 64K and 1G", self.log_file_size));
         }
         if self.heartbeat.0.is_zero() || self.suspect.0 < self.heartbeat.0 * 2 {
             return Err(format!("--suspect {} must be at least twice --heartbeat {}", self.suspect, self.heartbeat));
@@ -353,7 +353,7 @@ mod tests {
             (&["--election-max", "500ms"], "--election-max"),
             (&["--raft-heartbeat", "soon"], "--raft-heartbeat"),
             (&["--snapshot-threshold", "1"], "--snapshot-threshold"),
-            (&["--log-file-size", "1K"], "--log-file-size"),
+            (&["--log-file-size", "4K"], "--log-file-size"),
             (&["--log-file-size", "2G"], "--log-file-size"),
         ] {
             let error = load(args).expect_err("refused");

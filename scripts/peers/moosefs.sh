@@ -81,7 +81,7 @@ start() {
     local i
     # In the foreground it says what happens to its servers, which else only the system's log would hear.
     setsid nsenter --net="/run/netns/$space" mfsmaster -f -c "$dir/etc/master.cfg" start >"$dir/master.log" 2>&1 </dev/null &
-    for i in $(seq 100); do ! grep -q "daemon initialized properly" "$dir/master.log" || break; sleep 0.1; done
+    for i in $(seq 100); do ! grep -qs "daemon initialized properly" "$dir/master.log" || break; sleep 0.1; done
     kill -0 $! 2>/dev/null || die "mfsmaster: $(tail -n 3 "$dir/master.log")"
     for i in $(seq $servers); do
         inside mfschunkserver -c "$dir/etc/server$i.cfg" start >>"$dir/start.log" 2>&1 || die "mfschunkserver: $(tail -n 3 "$dir/start.log")"

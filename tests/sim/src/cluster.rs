@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use dfs_common::units::ByteSize;
 use dfs_meta::{control, raft};
 use dfs_proto::machine::{Connecting, Links, Machine};
 
@@ -18,6 +19,9 @@ use crate::{
     workload::{self, Shared},
     world::{NodeIndex, World},
 };
+
+/// Of the log of metadata nodes. Less than people may ask for: a run is short, and is to begin and remove some.
+const LOG_FILE_SIZE: ByteSize = ByteSize(8 << 10);
 
 /// Hands everything to the world that rules the calling thread.
 #[derive(Debug)]
@@ -204,8 +208,6 @@ fn meta_args(name: &str, number: u32, meta: &[String], disk: &Path, quorum: u32,
         "150",
         "--log-keep",
         "50",
-        "--log-file-size",
-        "8K",
     ]
     .into_iter()
     .map(OsString::from)
@@ -275,7 +277,8 @@ fn ended(window: &Mutex<Window>, name: &str, why: String) {
 }
 
 async fn meta_process(args: Vec<OsString>, window: Arc<Mutex<Window>>) {
-    let config = dfs_meta::config::Config::load(args).unwrap_or_else(|error| panic!("{error}"));
+    let mut config = dfs_meta::config::Config::load(args).unwrap_or_else(|error| panic!("{error}"));
+    config.log_file_size = LOG_FILE_SIZE;
     let started = dfs_meta::server::Server::start_with(&config, tunables(config.control())).await;
     match started {
         Ok(mut server) => {
